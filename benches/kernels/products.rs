@@ -3,12 +3,12 @@
 
 use std::sync::OnceLock;
 
-use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
-use cudarc::driver::CudaSlice;
 use flexdraft::device::DeviceError;
-use flexdraft::device::gpu::{CublasLayer, CublasLt, ProductMemory, ProductOut, Products, Weights};
+use flexdraft::device::gpu::{
+    CublasLayer, CublasLt, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
+};
 use flexdraft::kernels::KernelError;
-use flexdraft::runtime::{Cuda, Runtime, RuntimeError};
+use flexdraft::runtime::{Cuda, CudaMemory, Runtime, RuntimeError};
 use half::bf16;
 
 use crate::cases::Prepared;
@@ -66,36 +66,37 @@ impl Product {
         let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let x = machine.bf16_noise(1, self.rows * self.in_cols)?;
         let out = machine.zeros(self.rows * self.out_cols)?;
-        if !self.row_invariant {
-            let library = CudaBlasLT::new(stream.clone());
-            let library = library
-                .map_err(|error| RuntimeError::Library { library: "cuBLASLt", message: error.to_string() })?;
-            let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
-            return Ok(Box::new(Any { library, case: *self, weight, x, out }));
-        }
         let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
         let mut host = vec![bf16::ZERO; self.out_cols * self.in_cols];
-        stream.memcpy_dtoh(&weight, &mut host).map_err(driver)?;
+        stream.memcpy_dtoh(&*weight, &mut host).map_err(driver)?;
         stream.synchronize().map_err(driver)?;
         let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
-        let products = library(stream)?;
+        let products = library(stream, self.row_invariant)?;
         let layer = products.new_layer(runtime, stream, &weights).map_err(kernel_error)?;
         // The layer is prepared as a model prepares it: only algorithms that give equal bits at all numbers of rows are
         // used.
         let most = ROWS.into_iter().max().unwrap_or(1);
         products.prepare(runtime, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
-        Ok(Box::new(Invariant { runtime, stream, products, layer, case: *self, x, out }))
+        Ok(Box::new(PreparedProduct { runtime, stream, products, layer, case: *self, x, out }))
     }
 }
 
-/// Returns the cuBLASLt handle that all cases share, so that the algorithms of a layer are chosen once.
-fn library(stream: &<Cuda as Runtime>::Stream) -> Result<&'static CublasLt, KernelError> {
-    static LIBRARY: OnceLock<CublasLt> = OnceLock::new();
-    if let Some(library) = LIBRARY.get() {
+/// Returns the products that all cases of a kind share, so that the algorithms of a layer are chosen once.
+fn library(
+    stream: &<Cuda as Runtime>::Stream,
+    row_invariant: bool,
+) -> Result<&'static CublasLt, KernelError> {
+    static LIBRARIES: [OnceLock<CublasLt>; 2] = [const { OnceLock::new() }; 2];
+    let [any, invariant] = &LIBRARIES;
+    let (library, algorithms) = match row_invariant {
+        true => (invariant, ProductAlgorithms::RowInvariant),
+        false => (any, ProductAlgorithms::Any),
+    };
+    if let Some(library) = library.get() {
         return Ok(library);
     }
-    let library = CublasLt::new(stream.context(), stream).map_err(kernel_error)?;
-    Ok(LIBRARY.get_or_init(|| library))
+    let opened = CublasLt::new(stream.context(), stream).map_err(kernel_error)?;
+    Ok(library.get_or_init(|| opened.with_algorithms(algorithms)))
 }
 
 fn kernel_error(error: DeviceError) -> KernelError {
@@ -105,17 +106,17 @@ fn kernel_error(error: DeviceError) -> KernelError {
     }
 }
 
-struct Invariant<'a> {
+struct PreparedProduct<'a> {
     runtime: &'a Cuda,
     stream: &'a <Cuda as Runtime>::Stream,
     products: &'static CublasLt,
     layer: CublasLayer,
     case: Product,
-    x: CudaSlice<bf16>,
-    out: CudaSlice<bf16>,
+    x: CudaMemory<bf16>,
+    out: CudaMemory<bf16>,
 }
 
-impl Prepared for Invariant<'_> {
+impl Prepared for PreparedProduct<'_> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let memory = ProductMemory::Bf16(&mut self.out);
         let out = ProductOut { memory, stride: self.case.out_cols, first_row: 0 };
@@ -123,41 +124,5 @@ impl Prepared for Invariant<'_> {
         self.products
             .multiply(self.runtime, self.stream, &self.layer, &self.x, rows, out)
             .map_err(kernel_error)
-    }
-}
-
-struct Any {
-    library: CudaBlasLT,
-    case: Product,
-    weight: CudaSlice<bf16>,
-    x: CudaSlice<bf16>,
-    out: CudaSlice<bf16>,
-}
-
-impl Prepared for Any {
-    fn launch(&mut self) -> Result<(), KernelError> {
-        let Product { rows, out_cols, in_cols, .. } = self.case;
-        // cuBLASLt works on column-major matrices: outᵀ = weight · xᵀ.
-        let config = MatmulConfig {
-            transa: true,
-            transb: false,
-            transc: false,
-            m: out_cols as u64,
-            n: rows as u64,
-            k: in_cols as u64,
-            alpha: 1.0,
-            lda: in_cols as i64,
-            ldb: in_cols as i64,
-            beta: 0.0,
-            ldc: out_cols as i64,
-            stride_a: None,
-            stride_b: None,
-            stride_c: None,
-            stride_bias: None,
-            batch_size: None,
-        };
-        // SAFETY: the three matrices have the sizes in the config.
-        unsafe { self.library.matmul(config, &self.weight, &self.x, &mut self.out, None, None) }
-            .map_err(|error| RuntimeError::Library { library: "cuBLASLt", message: error.to_string() }.into())
     }
 }

@@ -8,7 +8,7 @@ use cudarc::driver::sys::{CUdevice_attribute as DeviceAttribute, CUevent_flags a
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError};
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::{KernelError, Kernels};
-use flexdraft::runtime::{Cuda, Runtime, RuntimeError};
+use flexdraft::runtime::{Cuda, CudaMemory, Runtime, RuntimeError};
 use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
@@ -33,10 +33,10 @@ pub struct Timer {
 /// The memory that a pass of sampling reads before each timed launch; the reads evict dirty lines from the L2 cache,
 /// and the pass writes almost nothing.
 struct Reading {
-    logits: CudaSlice<f32>,
-    ways: CudaSlice<RowSampling>,
-    workspace: CudaSlice<f32>,
-    stats: CudaSlice<RowStats>,
+    logits: CudaMemory<f32>,
+    ways: CudaMemory<RowSampling>,
+    workspace: CudaMemory<f32>,
+    stats: CudaMemory<RowStats>,
 }
 
 impl Reading {

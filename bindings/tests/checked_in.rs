@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -80,4 +81,52 @@ fn a_changed_header_changes_its_bindings() {
     assert_ne!(swapped, unchanged);
     let wider = bindings(&|text| text.replace("int32_t pages;", "int64_t pages;"));
     assert!(wider.contains("pub pages: i64") && !unchanged.contains("pub pages: i64"), "{wider}");
+}
+
+/// Returns the size of a type of the bindings, given the sizes of the structs.
+fn size(name: &str, structs: &HashMap<String, usize>) -> usize {
+    if let Some((element, count)) =
+        name.strip_prefix('[').and_then(|array| array.strip_suffix(']')?.split_once(';'))
+    {
+        let count: usize = count.trim().trim_end_matches("usize").parse().unwrap();
+        return size(element.trim(), structs) * count;
+    }
+    match name {
+        _ if name.starts_with('*') => 8,
+        "u64" | "i64" | "f64" => 8,
+        "u32" | "i32" | "f32" => 4,
+        "u16" | "i16" => 2,
+        "u8" | "i8" => 1,
+        _ => *structs.get(name).unwrap_or_else(|| panic!("a type of unknown size: {name}")),
+    }
+}
+
+/// The runtime compares launches by the bytes of their parameters, so a struct has no byte without a field.
+#[test]
+fn the_fields_of_a_struct_fill_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/kernels/params");
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        text.push_str(&fs::read_to_string(entry.unwrap().path()).unwrap());
+    }
+    // The assertions have the form ["Size of NAME"][::core::mem::size_of::<NAME>() - BYTESusize];
+    let structs: HashMap<String, usize> = text
+        .split("\"Size of ")
+        .skip(1)
+        .map(|assertion| {
+            let (name, rest) = assertion.split_once('"').unwrap();
+            let bytes = rest.split_once(" - ").unwrap().1.split_once("usize").unwrap().0;
+            (name.to_owned(), bytes.parse().unwrap())
+        })
+        .collect();
+    let mut checked = 0;
+    for definition in text.split("pub struct ").skip(1) {
+        let (name, rest) = definition.split_once(" {").unwrap();
+        let (fields, _) = rest.split_once("\n}").unwrap();
+        let types = fields.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "));
+        let sum: usize = types.map(|(_, kind)| size(kind.trim_end_matches(','), &structs)).sum();
+        assert_eq!(Some(&sum), structs.get(name), "{name} has padding");
+        checked += 1;
+    }
+    assert!(checked >= 20, "{checked} structs");
 }

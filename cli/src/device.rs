@@ -1,7 +1,7 @@
 //! The device that `--device` names. `auto` is the first GPU, if it can run the model and passes its self-test, or else
 //! the CPU.
 
-use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
+use flexdraft::device::gpu::{CublasLt, CudaOptions, Gpu};
 use flexdraft::device::{Device, DeviceError};
 use flexdraft::device_selection::{Chosen, choose};
 use flexdraft::kernels::{ModelShape, supports};
@@ -24,7 +24,7 @@ pub trait Work {
 /// Loads a command's models with `load`, and runs the command on the requested device.
 pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce() -> Result<W>) -> Result<()> {
     if let DeviceChoice::Cuda(ordinal) = args.device {
-        let gpu = Gpu::cuda_with(ordinal, args.products.into())?;
+        let gpu = Gpu::cuda_with(ordinal, args.cuda_options())?;
         return load()?.run_on(gpu);
     }
     let cpu = models::cpu(args.threads, args.dtype.into())?;
@@ -32,7 +32,7 @@ pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce() -> Result<W>) -> Resul
     if args.device == DeviceChoice::Cpu {
         return work.run_on(cpu);
     }
-    let chosen = gpu(work.weights(), args.products.into());
+    let chosen = gpu(work.weights(), args.cuda_options());
     if let Some(note) = note(&chosen) {
         work.progress().note(&note);
     }
@@ -51,13 +51,13 @@ pub fn label(device: &impl Device) -> Option<&'static str> {
 }
 
 /// Returns the first GPU if the kernels can run a model with these weights; otherwise the reason, if there is a GPU.
-pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
+pub fn gpu(weights: &Weights, options: CudaOptions) -> Chosen<Gpu<CublasLt>> {
     choose(|| {
         // Without a driver or a GPU, the CPU is used and the user gets no note.
         let Ok(_context) = Cuda::context(0) else { return Ok(None) };
         match unsupported(weights) {
             Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),
-            None => Gpu::cuda_with(0, algorithms).map(Some),
+            None => Gpu::cuda_with(0, options).map(Some),
         }
     })
 }

@@ -16,6 +16,8 @@ pub struct StepTables<'a, B> {
     pub logits_rows: &'a [usize],
     /// The sequences to verify. Their rows are rows of these logits.
     pub sequences: &'a [VerifyRows<'a, B>],
+    /// Number of ids of the vocabulary: the columns of the logits.
+    pub vocab: usize,
     /// The drafts from groups of the pass.
     pub drafts: DraftTables<'a>,
     /// The drafting pass after the verification, if there is one, and the drafts from it. It is laid out for the
@@ -52,11 +54,33 @@ impl<B> Copy for StepTables<'_, B> {}
 impl<'a, B> StepTables<'a, B> {
     /// Tables of a step that runs the rows of `pass`, whose candidates are `tokens`, and verifies nothing.
     pub fn new(pass: &'a Pass<'a>, tokens: &'a [u32]) -> Self {
-        Self { pass, tokens, logits_rows: &[], sequences: &[], drafts: DraftTables::NONE, drafting: None }
+        Self {
+            pass,
+            tokens,
+            logits_rows: &[],
+            sequences: &[],
+            vocab: 0,
+            drafts: DraftTables::NONE,
+            drafting: None,
+        }
+    }
+}
+
+impl<B> StepTables<'_, B> {
+    /// Returns whether the step verifies every candidate of its pass: it reads no prompt, and its results are read.
+    pub(super) fn only_decodes(&self) -> bool {
+        let verified: usize = self.sequences.iter().map(|sequence| sequence.draft.len() + 1).sum();
+        verified > 0 && verified == self.pass.candidate_rows()
     }
 }
 
 impl DraftTables<'_> {
     /// No drafts.
     pub const NONE: Self = Self { drafts: &[], rows: SlotRows::Logits };
+
+    /// Returns the draft that each drafted row belongs to, by its index.
+    pub fn owners(&self) -> Vec<usize> {
+        let rows = |(index, draft): (usize, &DraftRows<'_>)| std::iter::repeat_n(index, draft.drafted());
+        self.drafts.iter().enumerate().flat_map(rows).collect()
+    }
 }

@@ -1,5 +1,7 @@
 //! The rows of a pass as tables in device memory, for kernels to read.
 
+use std::ops::Range;
+
 use super::KernelError;
 use super::limits;
 use super::operands::Operands;
@@ -119,6 +121,38 @@ impl<R: Runtime> PassTables<R> {
         pass: &Pass<'_>,
         paging: Paging,
     ) -> Result<(), KernelError> {
+        let used = self.stage(pass, paging)?;
+        Ok(runtime.upload(stream, &self.staging[..used], &mut self.memory, 0)?)
+    }
+
+    /// Like [`upload`](Self::upload), for a caller who uploads the tables together with others: the caller puts the
+    /// returned words into device memory, and [fetches](Self::fetch) them from there before any kernel reads the tables.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`upload`](Self::upload).
+    pub(crate) fn words(&mut self, pass: &Pass<'_>, paging: Paging) -> Result<&[u64], KernelError> {
+        let used = self.stage(pass, paging)?;
+        Ok(&self.staging[..used])
+    }
+
+    /// Copies the [words](Self::words) of the pass from `range` of `from` into the tables.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Runtime`] if `from` or the tables are too short, or if the copy fails.
+    pub(crate) fn fetch(
+        &mut self,
+        runtime: &R,
+        stream: &R::Stream,
+        from: &R::Memory<u64>,
+        range: Range<usize>,
+    ) -> Result<(), KernelError> {
+        Ok(runtime.copy(stream, from, range, &mut self.memory, 0)?)
+    }
+
+    /// Checks `pass` and fills the staging memory. Returns the number of words in use.
+    fn stage(&mut self, pass: &Pass<'_>, paging: Paging) -> Result<usize, KernelError> {
         limits::page_size(paging.page_size).map_err(|limit| KernelError::exceeded(OPERATION, limit))?;
         let (candidates, masks) = self.check(pass, paging)?;
         self.check_appends(pass, paging.page_size)?;
@@ -141,10 +175,9 @@ impl<R: Runtime> PassTables<R> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        // The upload ends at the last page of the last sequence, because only longer passes use the rest.
-        let pages = pass.sequences.last().map_or(0, |last| (batch - 1) * self.max_pages + last.pages.len());
-        let used = (self.table(Table::Pages) + pages).div_ceil(2);
-        runtime.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
+        // Upload up to the room for the pages of the last sequence: only larger batches use the rest. The length does not
+        // depend on the number of pages, so that steps with as many sequences make the same copies.
+        let used = (self.table(Table::Pages) + batch * self.max_pages).div_ceil(2);
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
         let size = |s: &SequenceRows<'_>| SequenceSize {
             candidates: s.candidates,
@@ -153,7 +186,7 @@ impl<R: Runtime> PassTables<R> {
         };
         self.sequences.clear();
         self.sequences.extend(pass.sequences.iter().map(size));
-        Ok(())
+        Ok(used)
     }
 
     /// Checks the pass and returns its numbers of candidate rows and mask rows.

@@ -589,11 +589,7 @@ impl<D: Device> Model<D> {
     ) -> Result<(), DeviceError> {
         let device = &self.device;
         let DraftTables { drafts: of, rows } = drafts;
-        let owner: Vec<usize> = of
-            .iter()
-            .enumerate()
-            .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
-            .collect();
+        let owner = drafts.owners();
         let selection = verification.select_drafts(drafts)?;
         if let SlotRows::Pass { first_logits } = rows {
             selection.gather(&work.hidden, &mut work.gathered)?;

@@ -1,5 +1,9 @@
 //! The CUDA runtime: runs kernels on a GPU through the CUDA driver.
 
+mod graphs;
+mod memory;
+mod page_locked;
+
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
@@ -10,11 +14,16 @@ use cudarc::driver::sys::{
     CUpointer_attribute as PointerAttribute, CUresult, CUstream, CUstreamCaptureStatus as CaptureStatus,
     cuPointerGetAttributes,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
+use self::graphs::GraphQueue;
 use super::view::cuda_queue;
-use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewMut};
+use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, Staging, View, ViewMut};
+
+pub(crate) use graphs::StreamCall;
+pub use memory::CudaMemory;
+pub(super) use page_locked::PageLocked;
 
 /// One compiled kernel source: machine code for sm_80 and sm_90a, and PTX for later architectures. In a build
 /// without nvcc, an image is text that lists the kernels. A driver refuses the text; the stand-in for the driver
@@ -46,6 +55,8 @@ pub struct Cuda {
     context: Arc<CudaContext>,
     kernels: HashMap<&'static str, LoadedKernel>,
     limits: Limits,
+    /// The queue that makes graphs of launches, if they are wanted.
+    queue: Option<Arc<GraphQueue>>,
 }
 
 #[derive(Debug)]
@@ -116,7 +127,21 @@ impl Cuda {
                 kernels.insert(name, LoadedKernel { function, shared_bytes });
             }
         }
-        Ok(Cuda { context: context.clone(), kernels, limits })
+        Ok(Cuda { context: context.clone(), kernels, limits, queue: None })
+    }
+
+    /// Returns the kernel of a launch on a stream of `context`, if it can be launched there.
+    fn checked(&self, context: &CudaContext, launch: &Launch<'_>) -> Result<&LoadedKernel, RuntimeError> {
+        let name = launch.kernel;
+        let kernel = self.kernels.get(name).ok_or(RuntimeError::NoKernel(name))?;
+        if context.cu_ctx() != self.context.cu_ctx() {
+            return Err(RuntimeError::Context { kernel: name });
+        }
+        if launch.shared_bytes > kernel.shared_bytes {
+            let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
+            return Err(RuntimeError::SharedMemory { kernel: name, needed, allowed });
+        }
+        Ok(kernel)
     }
 
     /// Launches a kernel on a stream of `context`.
@@ -131,14 +156,7 @@ impl Cuda {
         launch: &Launch<'_>,
     ) -> Result<(), RuntimeError> {
         let name = launch.kernel;
-        let kernel = self.kernels.get(name).ok_or(RuntimeError::NoKernel(name))?;
-        if context.cu_ctx() != self.context.cu_ctx() {
-            return Err(RuntimeError::Context { kernel: name });
-        }
-        if launch.shared_bytes > kernel.shared_bytes {
-            let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
-            return Err(RuntimeError::SharedMemory { kernel: name, needed, allowed });
-        }
+        let kernel = self.checked(context, launch)?;
         let failed = |error: DriverError| RuntimeError::Launch { kernel: name, error: error.into() };
         self.context.bind_to_thread().map_err(failed)?;
         // The driver copies the parameter struct, which is the kernel's only parameter, before it returns.
@@ -160,8 +178,50 @@ impl Cuda {
     }
 }
 
+impl Cuda {
+    /// Returns the same kernels, with graphs of the launches on `stream` that repeat from step to step.
+    ///
+    /// # Safety
+    ///
+    /// Between [`gather_launches`](Runtime::gather_launches) and the next copy to or from the host, the operands of
+    /// launches on `stream` are memory of this runtime, and nothing else puts work on `stream` or uses that memory.
+    pub(crate) unsafe fn with_graphs(mut self, stream: &Arc<CudaStream>) -> Self {
+        self.queue = Some(Arc::new(GraphQueue::new(stream)));
+        self
+    }
+
+    /// Returns the queue of graphs, if `stream` has one.
+    fn queue_of(&self, stream: &Arc<CudaStream>) -> Option<&GraphQueue> {
+        self.queue.as_deref().filter(|queue| queue.is_of(stream))
+    }
+
+    /// Puts everything that was gathered on `stream`, so that the caller's next call comes after it.
+    fn finish(&self, stream: &Arc<CudaStream>) -> Result<(), RuntimeError> {
+        self.queue_of(stream).map_or(Ok(()), GraphQueue::finish)
+    }
+
+    /// Makes a library's call, which puts work on `stream`. `numbers` determine the work; they include the address of an
+    /// object that `call` keeps alive.
+    pub(crate) fn call(
+        &self,
+        stream: &Arc<CudaStream>,
+        numbers: [u64; 8],
+        call: impl StreamCall + Clone + 'static,
+    ) -> Result<(), RuntimeError> {
+        if let Some(queue) = self.queue_of(stream)
+            && queue.call(numbers, call.clone())?
+        {
+            return Ok(());
+        }
+        call.run(stream)
+    }
+}
+
 impl Drop for Cuda {
     fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
         // Unloading a module whose kernels still run is undefined behaviour.
         self.context.record_err(self.context.synchronize());
     }
@@ -228,7 +288,7 @@ fn driver_is_present() -> bool {
 
 impl Runtime for Cuda {
     type Stream = Arc<CudaStream>;
-    type Memory<T: Element> = CudaSlice<T>;
+    type Memory<T: Element> = CudaMemory<T>;
 
     fn limits(&self) -> Limits {
         self.limits
@@ -238,20 +298,22 @@ impl Runtime for Cuda {
         cuda_queue(stream)
     }
 
-    fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaSlice<T>, RuntimeError> {
-        stream.alloc_zeros(len).map_err(RuntimeError::from)
+    fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaMemory<T>, RuntimeError> {
+        self.finish(stream)?;
+        Ok(CudaMemory::new(stream.alloc_zeros(len)?, self.queue.clone()))
     }
 
     fn upload<T: Element>(
         &self,
         stream: &Self::Stream,
         from: &[T],
-        to: &mut CudaSlice<T>,
+        to: &mut CudaMemory<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
+        self.finish(stream)?;
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
-        let mut to = to.try_slice_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
+        let mut to = to.slice_mut().try_slice_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
         // A graph would read the host's memory again when it runs.
         if stream.capture_status()? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
             return Err(RuntimeError::Refused("memory of the host cannot be uploaded in a capture"));
@@ -264,10 +326,11 @@ impl Runtime for Cuda {
     fn download<T: Element>(
         &self,
         stream: &Self::Stream,
-        from: &CudaSlice<T>,
+        from: &CudaMemory<T>,
         first: usize,
         to: &mut [T],
     ) -> Result<(), RuntimeError> {
+        self.finish(stream)?;
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
         let from = from.try_slice(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
@@ -275,35 +338,93 @@ impl Runtime for Cuda {
         finish_copy(stream)
     }
 
+    fn upload_staged(
+        &self,
+        stream: &Self::Stream,
+        words: &[u64],
+        to: &mut CudaMemory<u64>,
+        staging: &mut Staging,
+    ) -> Result<(), RuntimeError> {
+        self.finish(stream)?;
+        let locked = PageLocked::of(&mut staging.locked, stream, words.len())?;
+        if locked.is_being_read() {
+            return self.upload(stream, words, to, 0);
+        }
+        let (wanted, found) = (words.len(), to.len());
+        if wanted > found {
+            return Err(RuntimeError::CopyLength { wanted, found });
+        }
+        locked.upload(words, &mut self.view_mut(stream, to), self.queue_of(stream).is_some())
+    }
+
+    fn download_staged<'s>(
+        &self,
+        stream: &Self::Stream,
+        from: &CudaMemory<u64>,
+        len: usize,
+        staging: &'s mut Staging,
+    ) -> Result<&'s [u64], RuntimeError> {
+        self.finish(stream)?;
+        if len > from.len() {
+            return Err(RuntimeError::CopyLength { wanted: len, found: from.len() });
+        }
+        PageLocked::of(&mut staging.locked, stream, len)?.download(&self.view(stream, from), len)
+    }
+
     fn copy<T: Element>(
         &self,
         stream: &Self::Stream,
-        from: &CudaSlice<T>,
+        from: &CudaMemory<T>,
         range: Range<usize>,
-        to: &mut CudaSlice<T>,
+        to: &mut CudaMemory<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
         let short = |wanted, found| RuntimeError::CopyLength { wanted, found };
         let (end, len) = (range.end, range.len());
         let from = from.try_slice(range).ok_or(short(end, from.len()))?;
         let (end, found) = (first.saturating_add(len), to.len());
-        let mut to = to.try_slice_mut(first..end).ok_or(short(end, found))?;
+        let mut to = to.slice_mut().try_slice_mut(first..end).ok_or(short(end, found))?;
+        if let Some(queue) = self.queue_of(stream) {
+            let (from, _) = from.device_ptr(stream);
+            let (to, _) = to.device_ptr_mut(stream);
+            if queue.copy(from, to, len * size_of::<T>())? {
+                return Ok(());
+            }
+        }
         stream.memcpy_dtod(&from, &mut to).map_err(RuntimeError::from)
     }
 
-    fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a CudaSlice<T>) -> View<'a, T> {
-        View::cuda(memory, stream)
+    fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a CudaMemory<T>) -> View<'a, T> {
+        View::cuda(&**memory, stream)
     }
 
     fn view_mut<'a, T: Element>(
         &self,
         stream: &'a Self::Stream,
-        memory: &'a mut CudaSlice<T>,
+        memory: &'a mut CudaMemory<T>,
     ) -> ViewMut<'a, T> {
-        ViewMut::cuda(memory, stream)
+        ViewMut::cuda(memory.slice_mut(), stream)
+    }
+
+    fn gather_launches(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {
+        self.queue_of(stream).map_or(Ok(()), GraphQueue::gather)
+    }
+
+    fn finish_launches(&self, stream: &Self::Stream) {
+        if let Some(queue) = self.queue_of(stream) {
+            queue.finish_later();
+        }
     }
 
     unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
+        if let Some(queue) = self.queue_of(stream) {
+            let function = self.checked(stream.context(), launch)?.function.cu_function();
+            // SAFETY: the caller makes the promise about the launch; parameter structs have no padding. `with_graphs`'s
+            // caller promised that the operands are memory of this runtime, whose drop finishes gathered work.
+            if unsafe { queue.launch(function, launch) }? {
+                return Ok(());
+            }
+        }
         // SAFETY: the caller makes this promise; the stream is alive and belongs to its context.
         unsafe { self.launch_on(stream.context(), stream.cu_stream(), launch) }
     }

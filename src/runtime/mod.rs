@@ -9,6 +9,7 @@ mod cuda;
 mod raw_cuda;
 #[cfg(feature = "simt")]
 pub mod simt;
+mod staging;
 mod view;
 
 use std::ops::Range;
@@ -16,10 +17,12 @@ use std::ops::Range;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-pub use cuda::Cuda;
+pub(crate) use cuda::StreamCall;
+pub use cuda::{Cuda, CudaMemory};
 pub use raw_cuda::{RawCuda, RawMemory, RawStream};
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
+pub use staging::Staging;
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
 
 /// The resources that a processor offers to a kernel.
@@ -44,7 +47,7 @@ pub struct Launch<'a> {
     pub threads: u32,
     /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,
-    /// The kernel's parameter struct. This is a pointer because a slice cannot show padding.
+    /// The kernel's parameter struct, which has no padding.
     pub params: *const std::ffi::c_void,
     /// The size of the parameter struct, in bytes.
     pub params_bytes: usize,
@@ -225,6 +228,41 @@ pub trait Runtime: Send + Sync + 'static {
         to: &mut [T],
     ) -> Result<(), RuntimeError>;
 
+    /// Copies `words` to the first words of `to`, after all earlier work on `stream`. `words` have been read when this
+    /// returns, which does not wait for the stream.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`upload`](Self::upload).
+    fn upload_staged(
+        &self,
+        stream: &Self::Stream,
+        words: &[u64],
+        to: &mut Self::Memory<u64>,
+        staging: &mut Staging,
+    ) -> Result<(), RuntimeError> {
+        let _ = staging;
+        self.upload(stream, words, to, 0)
+    }
+
+    /// Returns the first `len` words of `from`. Waits until all earlier work on `stream` has run.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`download`](Self::download).
+    fn download_staged<'s>(
+        &self,
+        stream: &Self::Stream,
+        from: &Self::Memory<u64>,
+        len: usize,
+        staging: &'s mut Staging,
+    ) -> Result<&'s [u64], RuntimeError> {
+        let words = &mut staging.pageable;
+        words.resize(len, 0);
+        self.download(stream, from, 0, words)?;
+        Ok(words)
+    }
+
     /// Copies the elements `range` of device memory `from` to device memory `to`, where they start at element `first`.
     ///
     /// # Errors
@@ -275,11 +313,27 @@ pub trait Runtime: Send + Sync + 'static {
     /// same identity.
     fn queue(&self, stream: &Self::Stream) -> QueueId;
 
+    /// Lets a runtime that can run launches as a graph gather the launches on `stream` from here on. The next copy to or
+    /// from the host, or [`finish_launches`](Self::finish_launches), ends this. Results do not depend on it.
+    ///
+    /// # Errors
+    ///
+    /// An error of work that was gathered before.
+    fn gather_launches(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {
+        let _ = stream;
+        Ok(())
+    }
+
+    /// Puts all gathered launches on `stream`. A later call returns their error.
+    fn finish_launches(&self, stream: &Self::Stream) {
+        let _ = stream;
+    }
+
     /// Appends a kernel launch to `stream` and returns without waiting for it.
     ///
     /// # Safety
     ///
-    /// `launch.params` points to a valid parameter struct of `launch.kernel`. The struct's pointers lead to
+    /// `launch.params` points to a valid parameter struct of `launch.kernel`, without padding. The struct's pointers lead to
     /// memory that stays allocated until the launch has run, and until then nothing else writes that memory
     /// or (for outputs) reads it. The shapes in the struct do not exceed that memory.
     ///

@@ -4,10 +4,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::CudaStream;
 use flexdraft::runtime::{
-    Cuda, Element, Launch, Limits, QueueId, RawCuda, RawMemory, RawStream, Runtime, RuntimeError, Simt,
-    SimtStream, View, ViewMut,
+    Cuda, CudaMemory, Element, Launch, Limits, QueueId, RawCuda, RawMemory, RawStream, Runtime, RuntimeError,
+    Simt, SimtStream, View, ViewMut,
 };
 
 /// One of the crate's runtimes, with hardware limits that a test may lower.
@@ -36,7 +36,7 @@ pub enum AnyStream {
 #[derive(Debug)]
 pub enum AnyMemory<T> {
     Emulator(Vec<T>),
-    Gpu(CudaSlice<T>),
+    Gpu(CudaMemory<T>),
     RawGpu(RawMemory<T>),
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use flexdraft::device::gpu::CudaOptions;
 
 use super::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
 
@@ -29,10 +30,20 @@ pub struct ModelArgs {
     /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
     #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
     pub products: ProductsChoice,
+    /// Launch every kernel of a GPU by itself, instead of steps that repeat as CUDA graphs. No result depends on it
+    #[arg(long, help_heading = "Model")]
+    pub no_graphs: bool,
     /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
     /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
+}
+
+impl ModelArgs {
+    /// Returns the options of a device on CUDA.
+    pub fn cuda_options(&self) -> CudaOptions {
+        CudaOptions { algorithms: self.products.into(), graphs: !self.no_graphs }
+    }
 }

@@ -26,6 +26,9 @@ pub struct BenchArgs {
     /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
     #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
     pub products: ProductsChoice,
+    /// Launch every kernel of a GPU by itself, instead of steps that repeat as CUDA graphs. No result depends on it
+    #[arg(long, help_heading = "Model")]
+    pub no_graphs: bool,
     /// Rounding of activations and KV cache on the CPU; a GPU always uses bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,

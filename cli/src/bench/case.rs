@@ -151,6 +151,7 @@ impl<'a, D: Device> Case<'a, D> {
             tokens: &rows.tokens,
             logits_rows: &rows.logits,
             sequences: &sequences,
+            vocab: model.config().vocab_size,
             drafts: if drafting.is_some() { DraftTables::NONE } else { known },
             drafting,
         };

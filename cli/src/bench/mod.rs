@@ -11,7 +11,7 @@ mod work;
 use std::io::{self, Write};
 
 use flexdraft::decode::DecodeError;
-use flexdraft::device::gpu::{self, Gpu};
+use flexdraft::device::gpu::{self, CudaOptions, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::model::Model;
 
@@ -50,7 +50,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 storage: Storage { kv: 2, weight: Some(2) },
                 peaks: Peaks::Gpu(peaks),
             };
-            bench_on(args, Gpu::cuda_with(ordinal, args.products.into())?, machine)
+            let options = CudaOptions { algorithms: args.products.into(), graphs: !args.no_graphs };
+            bench_on(args, Gpu::cuda_with(ordinal, options)?, machine)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let precision: Precision = args.dtype.into();

@@ -40,10 +40,26 @@ fn on_stand_in(args: &[&str], policies: &[(&str, &str)]) -> Run {
 /// Decodes on the stand-in and returns the samples, after a check that no device memory was leaked.
 fn generated(args: &[&str], policies: &[(&str, &str)]) -> Vec<Sample> {
     let tokens = TOKENS.to_string();
-    let common = ["--json", "--device", "cuda:0", "--ignore-eos", "--max-new-tokens", &tokens];
+    let mut common = vec!["--json", "--device", "cuda:0", "--ignore-eos"];
+    if !args.contains(&"--max-new-tokens") {
+        common.extend(["--max-new-tokens", &tokens]);
+    }
     let run = on_stand_in(&[&common[..], args].concat(), policies);
     assert_eq!(run.code, Some(0), "{args:?}, {policies:?}: {}", run.stderr);
     run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Decodes as [`generated`] does, and also returns the number of driver calls by name.
+fn counted(args: &[&str], policies: &[(&str, &str)]) -> (Vec<Sample>, BTreeMap<String, u64>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let calls = [("CALLS", file.path().to_str().unwrap())];
+    let samples = generated(args, &[policies, &calls].concat());
+    let lines = std::fs::read_to_string(file.path()).unwrap();
+    let count = |line: &str| {
+        let (name, count) = line.split_once(' ').unwrap();
+        (name.to_owned(), count.parse().unwrap())
+    };
+    (samples, lines.lines().map(count).collect())
 }
 
 /// The compared result of a request: its tokens, and every drafted block with the bits of its confidences.
@@ -99,18 +115,20 @@ fn got(sample: Sample) -> Got {
     (sample.output_ids, blocks)
 }
 
-/// The cases combine modes, rules, batch sizes and the times at which streams run work in pairs.
+/// The cases combine modes, rules, batch sizes, the times at which streams run work, and graphs in pairs.
 #[test]
 fn every_mode_gives_the_emulators_tokens_drafts_and_confidences() {
     let cases = [
-        (Mode::Parallel, Rule::Match, "0", 1, "eager"),
-        (Mode::Sequential, Rule::Match, "0", 5, "late"),
-        (Mode::Parallel, Rule::Rejection, "1", 5, "late"),
-        (Mode::Sequential, Rule::Block, "1", 1, "late"),
-        (Mode::Parallel, Rule::Block, "1", 5, "eager"),
-        (Mode::Autoregressive, Rule::Rejection, "1", 5, "late"),
+        (Mode::Parallel, Rule::Match, "0", 1, "late", true),
+        (Mode::Sequential, Rule::Match, "0", 5, "late", false),
+        (Mode::Parallel, Rule::Rejection, "1", 5, "late", false),
+        (Mode::Sequential, Rule::Block, "1", 1, "late", true),
+        (Mode::Parallel, Rule::Block, "1", 5, "eager", true),
+        (Mode::Autoregressive, Rule::Rejection, "1", 5, "late", true),
+        (Mode::Autoregressive, Rule::Match, "0", 1, "eager", false),
+        (Mode::Sequential, Rule::Rejection, "1", 5, "eager", true),
     ];
-    for (mode, rule, temperature, samples, streams) in cases {
+    for (mode, rule, temperature, samples, streams, graphs) in cases {
         let mode_name = match mode {
             Mode::Parallel => "parallel",
             Mode::Sequential => "sequential",
@@ -122,13 +140,50 @@ fn every_mode_gives_the_emulators_tokens_drafts_and_confidences() {
             _ => "rejection",
         };
         let count = samples.to_string();
-        let args =
-            ["--mode", mode_name, "--rule", rule_name, "--temperature", temperature, "--samples", &count];
-        let found = generated(&args, &[("STREAMS", streams)]);
+        let mut args =
+            vec!["--mode", mode_name, "--rule", rule_name, "--temperature", temperature, "--samples", &count];
+        args.extend((!graphs).then_some("--no-graphs"));
+        let (found, calls) = counted(&args, &[("STREAMS", streams)]);
+        let count = |name| calls.get(name).copied().unwrap_or(0);
+        // A trial of algorithms also launches graphs, but it uploads each of them first.
+        let launched = count("cuGraphLaunch") - count("cuGraphUpload");
+        assert!(graphs || launched == 0, "{calls:?}");
+        // The steps of an autoregressive batch are alike.
+        assert!(!graphs || mode != Mode::Autoregressive || launched > 0, "{calls:?}");
         let prompt = found[0].prompt_ids.clone();
         let expected = expected(mode, rule, temperature.parse().unwrap(), &prompt, samples);
         assert_eq!(found.into_iter().map(got).collect::<Vec<_>>(), expected, "{args:?}, {streams}");
     }
+}
+
+/// Returns the calls of the driver per step, once steps like it have run: the difference of two runs, the second of
+/// them with more steps.
+fn calls_per_step(mode: &str, more: &[&str]) -> f64 {
+    let run = |tokens: &str| {
+        let args = ["--mode", mode, "--temperature", "0", "--max-new-tokens", tokens];
+        // Every step verifies a whole draft, and no trial of algorithms adds calls of its own.
+        let alike = ["--confidence-threshold", "0", "--products", "any"];
+        let (samples, calls) = counted(&[&args[..], &alike, more].concat(), &[]);
+        let driver: u64 =
+            calls.iter().filter(|(name, _)| name.starts_with("cu")).map(|(_, count)| count).sum();
+        (driver, samples[0].steps.len() as u64)
+    };
+    let ((few, few_steps), (many, steps)) = (run("60"), run("84"));
+    let per_step = (many - few) as f64 / (steps - few_steps) as f64;
+    println!("{mode} {more:?}: {per_step} calls per step, {} steps", steps - few_steps);
+    per_step
+}
+
+/// The calls include cuBLASLt's and the calls that find the current context.
+#[test]
+fn a_step_that_repeats_is_few_calls_of_the_driver() {
+    // A sequential step is longer than the first list of a step, so it is two graphs.
+    for (mode, most) in [("ar", 8.0), ("parallel", 8.0), ("sequential", 10.0)] {
+        let calls = calls_per_step(mode, &[]);
+        assert!(calls <= most, "{mode}: {calls}");
+    }
+    let launches = calls_per_step("ar", &["--no-graphs"]);
+    assert!(launches > 80.0, "{launches}");
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn draw<D: Device>(
         tokens: &layout.tokens,
         logits_rows: &layout.logits_rows,
         sequences: &verified,
+        vocab: model.config().vocab_size,
         drafts: draft_tables(&layout.groups, &drafts),
         drafting: apart.as_ref().map(|(apart, drafts)| (apart.pass(), draft_tables(&apart.groups, drafts))),
     };

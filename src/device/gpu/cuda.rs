@@ -10,6 +10,21 @@ use crate::device::DeviceError;
 use crate::kernels::Kernels;
 use crate::runtime::{Cuda, RuntimeError};
 
+/// Options of a device on CUDA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// The algorithms that multiply matrices.
+    pub algorithms: ProductAlgorithms,
+    /// Whether launches that repeat from step to step run as CUDA graphs. Results do not depend on it.
+    pub graphs: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { algorithms: ProductAlgorithms::default(), graphs: true }
+    }
+}
+
 impl Gpu<CublasLt> {
     /// Opens CUDA device `ordinal`, on a new stream.
     ///
@@ -18,15 +33,15 @@ impl Gpu<CublasLt> {
     /// [`DeviceError::Unavailable`] if there is no driver, no such device, no cuBLASLt, or no device code in this
     /// build.
     pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
-        Self::cuda_with(ordinal, ProductAlgorithms::RowInvariant)
+        Self::cuda_with(ordinal, CudaOptions::default())
     }
 
-    /// Opens CUDA device `ordinal`, on a new stream, with a choice of the algorithms that multiply matrices.
+    /// Opens CUDA device `ordinal`, on a new stream, with other options than the defaults.
     ///
     /// # Errors
     ///
     /// The errors of [`cuda`](Self::cuda).
-    pub fn cuda_with(ordinal: usize, algorithms: ProductAlgorithms) -> Result<Self, DeviceError> {
+    pub fn cuda_with(ordinal: usize, options: CudaOptions) -> Result<Self, DeviceError> {
         let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
         // SAFETY: without event tracking, memory of `context` neither records nor waits for events, so its users
         // must be in order by themselves. This context object was made above and no caller has it. (Other context
@@ -38,7 +53,7 @@ impl Gpu<CublasLt> {
         let stream = context
             .new_stream()
             .map_err(|error| missing(ordinal, RuntimeError::Unavailable(error.to_string())))?;
-        Self::new_on(&context, &stream, algorithms)
+        Self::new_on(&context, &stream, options)
     }
 
     /// Makes a device that puts all its work on the caller's `stream`, a stream of `context`. Both may have other
@@ -50,17 +65,20 @@ impl Gpu<CublasLt> {
     ///
     /// The errors of [`cuda`](Self::cuda).
     pub fn on(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
-        Self::new_on(context, stream, ProductAlgorithms::RowInvariant)
+        Self::new_on(context, stream, CudaOptions { graphs: false, ..CudaOptions::default() })
     }
 
     fn new_on(
         context: &Arc<CudaContext>,
         stream: &Arc<CudaStream>,
-        algorithms: ProductAlgorithms,
+        CudaOptions { algorithms, graphs }: CudaOptions,
     ) -> Result<Self, DeviceError> {
-        let kernels = Kernels::load(context).map_err(|error| missing(context.ordinal(), error))?;
+        let cuda = Cuda::new(context).map_err(|error| missing(context.ordinal(), error))?;
+        // SAFETY: graphs are on for a stream that `cuda_with` made, and that no function hands out. All its operands are
+        // memory of the runtime, and products go through the runtime too.
+        let cuda = if graphs { unsafe { cuda.with_graphs(stream) } } else { cuda };
         let products = CublasLt::new(context, stream)?.with_algorithms(algorithms);
-        Ok(Gpu::new(kernels, stream.clone(), products))
+        Ok(Gpu::new(Kernels::new(cuda), stream.clone(), products))
     }
 }
 

@@ -154,12 +154,16 @@ pub(super) fn silu_add<R: Runtime>(
     };
     let host: Vec<i32> = owner.iter().map(bonus_row).collect::<Result<_, _>>()?;
     let mut scratch = context.scratch();
+    let block = scratch.block();
     let Scratch { owners, error, .. } = &mut *scratch;
-    let ids = owners.holding(context.queue(), host)?;
+    let owner = match block.indices(context.queue(), &host) {
+        Some(table) => table?,
+        None => context.input(owners.holding(context.queue(), host)?, 0..owner.len())?,
+    };
     let args = SiluAdd {
         bonus: context.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows() * cols)?,
         x: context.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
-        owner: context.input(ids, 0..owner.len())?,
+        owner,
         error: Some(error_word(context.queue(), error)?),
         cols,
     };
@@ -202,8 +206,12 @@ pub(super) fn gather<R: Runtime>(
     let host: Vec<i32> =
         indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
     let mut scratch = context.scratch();
+    let block = scratch.block();
     let Scratch { gathered, error, .. } = &mut *scratch;
-    let indices = context.input(gathered.holding(context.queue(), host)?, 0..count)?;
+    let indices = match block.indices(context.queue(), &host) {
+        Some(table) => table?,
+        None => context.input(gathered.holding(context.queue(), host)?, 0..count)?,
+    };
     let error = Some(error_word(context.queue(), error)?);
     let (stride, from_rows) = (from.stride(), from.rows());
     let overflow = || DeviceError::Overflow { operation: OPERATION, operand: "row of logits" };

@@ -105,19 +105,21 @@ impl<'a, P: Products> Linears<'a, P> {
         };
         let host: Vec<i32> = ids.iter().map(token).collect::<Result<_, _>>()?;
         let mut scratch = context.scratch();
+        let block = scratch.block();
         let Scratch { ids, error, .. } = &mut *scratch;
-        let ids = ids.reserve(context.queue(), host.len())?;
-        let (runtime, stream) = context.queue();
-        runtime.upload(stream, &host, ids, 0)?;
+        let ids = match block.indices(context.queue(), &host) {
+            Some(ids) => ids?,
+            None => context.input(ids.holding(context.queue(), host)?, 0..rows.len())?,
+        };
         let elements = out.elements(&rows);
         let args = Embed {
-            ids: context.input(ids, 0..host.len())?,
+            ids,
             table: self.weight(table),
             out: context.output(out.activations_mut(OPERATION, "out")?, elements)?,
             error: Some(error_word(context.queue(), error)?),
             cols: table.in_cols,
         };
-        Ok(context.kernels.embed(stream, &args)?)
+        Ok(context.kernels.embed(&context.stream, &args)?)
     }
 
     /// Views the weights `[out_cols, in_cols]` of a layer.

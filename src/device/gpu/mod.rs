@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `context`, `scratch` | the kernels, the stream, and memory that operations share |
 //! | `memory`, `tables` | device memory that grows, and small tables that the host fills |
+//! | `step_tables`, `table_block` | the tables of a step, which one copy uploads |
 //! | `buffer`, `kv_cache`, `pass`, `pass_memory` | activations and weights, the KV cache, a pass on the device |
 //! | `check` | checks of operands |
 //! | `elementwise`, `linear`, `rope`, `attention` | the operations of the forward pass |
@@ -37,6 +38,8 @@ mod sampling;
 mod scratch;
 #[cfg(feature = "simt")]
 mod simt;
+mod step_tables;
+mod table_block;
 mod tables;
 mod verify;
 
@@ -44,6 +47,7 @@ use std::ops::Range;
 
 pub use buffer::{GpuBuffer, GpuVector};
 pub use cublas::{CublasLayer, CublasLt, ProductAlgorithms, ProductCandidate, cublas_is_present};
+pub use cuda::CudaOptions;
 pub use head_products::HeadProducts;
 pub use kv_cache::GpuKvCache;
 pub use linear::GpuLinear;
@@ -53,6 +57,7 @@ pub use products::{ProductMemory, ProductOut, Products, Weights};
 pub use results::{GpuResults, GpuSelection, GpuVerification};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
+pub use step_tables::UploadedTables;
 
 use self::context::Context;
 use self::linear::Linears;
@@ -80,7 +85,7 @@ type StreamOf<P> = <<P as Products>::Runtime as Runtime>::Stream;
 type BufferOf<P> = GpuBuffer<<P as Products>::Runtime>;
 type VectorOf<P> = GpuVector<<P as Products>::Runtime>;
 type CacheOf<P> = GpuKvCache<<P as Products>::Runtime>;
-type TablesOf<'a, P> = StepTables<'a, BufferOf<P>>;
+type TablesOf<'a, P> = UploadedTables<'a, <P as Products>::Runtime>;
 type PassOf<'a, P> = UploadedPass<'a, <P as Products>::Runtime>;
 
 impl<P: Products> Gpu<P> {
@@ -171,10 +176,10 @@ impl<P: Products> Device for Gpu<P> {
 
     fn begin<'a>(
         &'a self,
-        tables: TablesOf<'a, P>,
+        tables: StepTables<'a, BufferOf<P>>,
         cache: &CacheOf<P>,
     ) -> Result<(PassOf<'a, P>, TablesOf<'a, P>), DeviceError> {
-        Ok((UploadedPass::new(&self.context, tables.pass, cache.paging())?, tables))
+        UploadedTables::new(&self.context, tables, cache.paging())
     }
 
     fn embed(
@@ -318,7 +323,7 @@ impl<P: Products> Device for Gpu<P> {
         logits: &mut BufferOf<P>,
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<GpuVerification<'a, P>, DeviceError> {
-        GpuVerification::new(self.linears(), logits, tables.sequences, results)
+        GpuVerification::new(self.linears(), tables, logits, results)
     }
 }
 

@@ -23,6 +23,19 @@ impl<'a, R: Runtime> UploadedPass<'a, R> {
         layout: &Pass<'_>,
         paging: Paging,
     ) -> Result<Self, DeviceError> {
+        let mut pass = Self::reserved(context, layout)?;
+        let (runtime, stream) = context.queue();
+        pass.memory.tables_mut().upload(runtime, stream, layout, paging)?;
+        Ok(pass)
+    }
+
+    /// Returns the words of the tables of `layout`, which are to be uploaded with others.
+    pub(super) fn words(&mut self, layout: &Pass<'_>, paging: Paging) -> Result<&[u64], DeviceError> {
+        Ok(self.memory.tables_mut().words(layout, paging)?)
+    }
+
+    /// Reserves memory for the tables of `layout`.
+    pub(super) fn reserved(context: &'a Context<R>, layout: &Pass<'_>) -> Result<Self, DeviceError> {
         let batch = layout.sequences.len().next_power_of_two();
         let pages =
             layout.sequences.iter().map(|rows| rows.pages.len()).max().unwrap_or(0).next_power_of_two();
@@ -31,10 +44,7 @@ impl<'a, R: Runtime> UploadedPass<'a, R> {
             Some(memory) => memory,
             None => PassMemory::new(context.queue(), batch, pages)?,
         };
-        let mut pass = Self { memory: ManuallyDrop::new(memory), context };
-        let (runtime, stream) = context.queue();
-        pass.memory.tables_mut().upload(runtime, stream, layout, paging)?;
-        Ok(pass)
+        Ok(Self { memory: ManuallyDrop::new(memory), context })
     }
 }
 

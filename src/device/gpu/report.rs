@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::buffer::STATS_WORDS;
 use super::context::Context;
 use super::memory::GrowableMemory;
+use super::scratch::Scratch;
 use crate::device::DeviceError;
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict};
 use crate::kernels::sampling::RowStats;
@@ -130,16 +131,15 @@ impl<R: Runtime> StepReport<R> {
     pub(super) fn read(
         &mut self,
         context: &Context<R>,
-        error: &mut GrowableMemory<R, u64>,
+        Scratch { error, staging, .. }: &mut Scratch<R>,
     ) -> Result<HostReport, DeviceError> {
         let (verdicts, stats) = (self.verdict_words(), self.stats_words(self.read..self.rows));
         self.read = self.rows;
-        let mut host = vec![0u64; stats.end];
         let word = error.reserve(context.queue(), 1)?;
         let report = self.words.reserve(context.queue(), stats.end)?;
         let (runtime, stream) = context.queue();
         runtime.copy(stream, word, 0..1, report, 0)?;
-        runtime.download(stream, report, 0, &mut host)?;
+        let host = runtime.download_staged(stream, report, stats.end, staging)?;
         let [error, _]: [u32; 2] = bytemuck::must_cast(host.first().copied().unwrap_or(0));
         let part = |words: Range<usize>| host.get(words).unwrap_or(&[]);
         let verdicts = bytemuck::pod_collect_to_vec(part(verdicts));

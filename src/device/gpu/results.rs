@@ -8,20 +8,20 @@ use super::linear::{GpuLinear, Linears};
 use super::pass::UploadedPass;
 use super::products::Products;
 use super::report::{HostReport, StepReport};
-use super::sampling::{self, Selected, slot_sampling};
+use super::sampling::{self, Selected, SelectionTables};
 use super::scratch::{Scratch, error_word};
-use super::tables::TableRange;
+use super::step_tables::UploadedTables;
 use super::verify::{self, VerificationMemory};
 use crate::device::{
     CalibratorOutput, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict,
-    SlotRows, StepResults, VerifyRows,
+    SlotRows, StepResults,
 };
 use crate::kernels::acceptance::Verdict;
 use crate::kernels::embedding::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use crate::kernels::{Fault, Faults};
-use crate::layout::{GroupSet, Prediction};
+use crate::layout::GroupSet;
 use crate::runtime::Runtime;
 
 /// Memory for the verdicts and drafts of a step, and for the operations that find them.
@@ -52,6 +52,7 @@ impl<R: Runtime> Default for GpuResults<R> {
 #[derive(Debug)]
 pub struct GpuVerification<'a, P: Products> {
     linears: Linears<'a, P>,
+    tables: UploadedTables<'a, P::Runtime>,
     results: &'a mut GpuResults<P::Runtime>,
 }
 
@@ -64,18 +65,20 @@ pub struct GpuSelection<'s, P: Products> {
 }
 
 impl<'a, P: Products> GpuVerification<'a, P> {
-    /// Verifies `sequences`.
+    /// Verifies the sequences in `tables`.
     pub(super) fn new(
         linears: Linears<'a, P>,
+        tables: UploadedTables<'a, P::Runtime>,
         logits: &mut GpuBuffer<P::Runtime>,
-        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<Self, DeviceError> {
         results.known = None;
         results.drafts.clear();
-        results.report.begin(linears.context, sequences.len())?;
-        verify::verify(linears.context, logits, sequences, &mut results.verification, &mut results.report)?;
-        Ok(Self { linears, results })
+        results.report.begin(linears.context, tables.step.sequences.len())?;
+        let of_step = (tables.step.sequences, &tables.verify);
+        let GpuResults { verification, report, .. } = results;
+        verify::verify(linears.context, logits, of_step, &tables.block, verification, report)?;
+        Ok(Self { linears, tables, results })
     }
 
     fn context(&self) -> &'a Context<P::Runtime> {
@@ -101,9 +104,15 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     ) -> Result<UploadedPass<'p, P::Runtime>, DeviceError> {
         const OPERATION: &str = "begin_drafting";
         let (context, results) = (self.context(), &self.results);
-        check::drafting_pass(drafting)?;
         let DraftingPass { pass, verdicts } = drafting;
-        let mut uploaded = UploadedPass::new(context, pass, cache.paging())?;
+        let announced = self.tables.take_drafting(drafting);
+        let mut uploaded = match announced {
+            Some(uploaded) => uploaded,
+            None => {
+                check::drafting_pass(drafting)?;
+                UploadedPass::new(context, pass, cache.paging())?
+            }
+        };
         if verdicts.is_empty() || results.known.is_some() {
             return Ok(uploaded);
         }
@@ -111,10 +120,16 @@ impl<'a, P: Products> GpuVerification<'a, P> {
         let host: Vec<i32> = host.collect::<Result<_, _>>()?;
         let mut scratch = context.scratch();
         let Scratch { followed, error, .. } = &mut *scratch;
-        let ids = followed.holding(context.queue(), host)?;
+        let sequences = match self.tables.block.indices(context.queue(), &host) {
+            Some(sequences) => sequences?,
+            None => {
+                let count = host.len();
+                context.input(followed.holding(context.queue(), host)?, 0..count)?
+            }
+        };
         let args = FollowVerdicts {
             pass: uploaded.memory.tables_mut(),
-            sequences: context.input(ids, 0..verdicts.len())?,
+            sequences,
             verdicts: results.report.verdicts(OPERATION, context)?,
             error: Some(error_word(context.queue(), error)?),
         };
@@ -126,42 +141,34 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     /// Finds the rows and bonus tokens of `drafts` on the device.
     pub(super) fn select<'s>(
         &'s mut self,
-        DraftTables { drafts, rows: slots }: DraftTables<'s>,
+        tables: DraftTables<'s>,
     ) -> Result<GpuSelection<'s, P>, DeviceError> {
         const OPERATION: &str = "select_drafts";
         let context = self.context();
         let GpuResults { report, known, selected, .. } = &mut *self.results;
-        let (mut table, mut row_sampling, mut rows) = (Vec::with_capacity(drafts.len()), Vec::new(), 0);
-        for (place, draft) in (0..).zip(drafts) {
-            index(OPERATION, "sequence", draft.sequence, report.batch())?;
+        let DraftTables { drafts, rows: slots } = tables;
+        for draft in drafts {
             if let Some(verdict) = known.as_ref().and_then(|known| known.get(draft.sequence))
                 && !draft.groups.contains(verdict.accepted)
             {
                 return Err(DeviceError::without_group(OPERATION, verdict.accepted));
             }
-            let groups = DraftGroups {
-                sequence: draft.sequence,
-                groups: draft.groups,
-                first_slot: draft.first_row,
-                slots: draft.slots,
-                first_draft: rows,
-            };
-            table.push(match (slots, draft.prediction) {
-                (SlotRows::Pass { .. }, Prediction::OwnPosition) => Draft::new(&groups)?,
-                (SlotRows::Pass { .. }, Prediction::NextPosition) => Draft::predicting_next(&groups)?,
-                (SlotRows::Logits, _) => Draft::in_logits(&groups)?,
-            });
-            rows += draft.drafted();
-            for slot in 1..draft.slots {
-                row_sampling.push(slot_sampling(draft, slot)?.relative_to(place));
+        }
+        match self.tables.drafts(tables) {
+            Some(announced) => {
+                selected.tables = announced.clone();
+                selected.block = Some(self.tables.block.clone());
+            }
+            None => {
+                selected.block = None;
+                selected.late.clear();
+                selected.tables = SelectionTables::stage(&mut selected.late, tables, report.batch())?;
+                selected.late.upload(context.queue(), &mut context.scratch().staging)?;
             }
         }
-        let count = table.len();
+        let (count, rows) = (selected.tables.drafts.len(), selected.tables.row_sampling.len());
         (selected.drafts, selected.rows, selected.slots) = (count, rows, slots);
-        selected.tables.clear();
-        let table = selected.tables.push(&table);
-        selected.row_sampling = selected.tables.push(&row_sampling);
-        launch_selection(context, report, selected, &table)?;
+        launch_selection(context, report, selected)?;
         Ok(GpuSelection { linears: self.linears, results: self.results, drafts })
     }
 
@@ -183,9 +190,12 @@ impl<'a, P: Products> GpuVerification<'a, P> {
             entries.push(Draft::new(&groups)?);
         }
         (selected.drafts, selected.rows, selected.slots) = (entries.len(), 0, SlotRows::Logits);
-        selected.tables.clear();
-        let entries = selected.tables.push(&entries);
-        launch_selection(context, report, selected, &entries)?;
+        selected.block = None;
+        selected.late.clear();
+        let drafts = selected.late.push(&entries);
+        selected.tables = SelectionTables { drafts, ..SelectionTables::default() };
+        selected.late.upload(context.queue(), &mut context.scratch().staging)?;
+        launch_selection(context, report, selected)?;
         embed_selected(self.linears, selected, table, out)
     }
 
@@ -194,7 +204,7 @@ impl<'a, P: Products> GpuVerification<'a, P> {
         let (context, results) = (self.context(), &mut *self.results);
         let drafts = std::mem::take(&mut results.drafts);
         let mut scratch = context.scratch();
-        let HostReport { error, verdicts, stats } = results.report.read(context, &mut scratch.error)?;
+        let HostReport { error, verdicts, stats } = results.report.read(context, &mut scratch)?;
         // A NaN among the logits concerns one verdict, or only a draft, which is verified like any other.
         if let Some(faults) = Faults::of(error).and_then(|faults| faults.without(Fault::Nan)) {
             let (runtime, stream) = context.queue();
@@ -257,28 +267,30 @@ impl<P: Products> GpuSelection<'_, P> {
         let Self { linears, results, drafts } = self;
         let GpuResults { report, selected, .. } = &mut *results;
         sampling::draft(linears, calibration, logits, selected, report)?;
+        // The next step may use the block again.
+        selected.block = None;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
         Ok(())
     }
 }
 
-/// Uploads the tables of `selected`, and finds the rows and bonus tokens of its drafts, which are in `table`.
+/// Finds the rows and bonus tokens of the selected drafts, whose tables are on the device.
 fn launch_selection<R: Runtime>(
     context: &Context<R>,
     report: &StepReport<R>,
     selected: &mut Selected<R>,
-    table: &TableRange<Draft>,
 ) -> Result<(), DeviceError> {
     let (count, rows) = (selected.drafts, selected.rows);
-    selected.tables.upload(context.queue())?;
+    let Selected { tables, late, block, bonus, starts, sources, draft_rows, .. } = selected;
+    let staged = sampling::staged(late, block);
     let mut scratch = context.scratch();
     let args = SelectDrafts {
-        drafts: selected.tables.view(context.queue(), table)?,
+        drafts: staged.view(context.queue(), &tables.drafts)?,
         verdicts: report.verdicts("select_drafts", context)?,
-        bonus: context.output(selected.bonus.reserve(context.queue(), count)?, 0..count)?,
-        starts: context.output(selected.starts.reserve(context.queue(), count)?, 0..count)?,
-        sources: context.output(selected.sources.reserve(context.queue(), rows)?, 0..rows)?,
-        draft_rows: context.output(selected.draft_rows.reserve(context.queue(), rows)?, 0..rows)?,
+        bonus: context.output(bonus.reserve(context.queue(), count)?, 0..count)?,
+        starts: context.output(starts.reserve(context.queue(), count)?, 0..count)?,
+        sources: context.output(sources.reserve(context.queue(), rows)?, 0..rows)?,
+        draft_rows: context.output(draft_rows.reserve(context.queue(), rows)?, 0..rows)?,
         error: Some(error_word(context.queue(), &mut scratch.error)?),
     };
     Ok(context.kernels.select_drafts(&context.stream, &args)?)

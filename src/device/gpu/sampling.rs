@@ -1,17 +1,22 @@
 //! Draws tokens from rows of logits. The host does not wait.
 
+use std::sync::Arc;
+
 use super::buffer::{GpuBuffer, STATS_WORDS};
-use super::check::expect;
+use super::check::{expect, index};
 use super::context::Context;
 use super::linear::{GpuLinear, Linears};
 use super::memory::GrowableMemory;
 use super::products::Products;
 use super::report::StepReport;
 use super::scratch::{Scratch, error_word};
+use super::table_block::TableBlock;
 use super::tables::{StagedTables, TableRange};
 use crate::acceptance::Rule;
-use crate::device::{CalibratorOutput, DeviceError, DraftRows, SlotRows};
+use crate::device::{CalibratorOutput, DeviceError, DraftRows, DraftTables, SlotRows};
 use crate::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use crate::kernels::selection::{Draft, DraftGroups};
+use crate::layout::Prediction;
 use crate::random::{Purpose, Stream};
 use crate::runtime::{Runtime, View, ViewMut};
 use crate::sampling::SamplingParams;
@@ -27,6 +32,45 @@ pub(super) struct SampledRowRange<'a> {
     pub(super) calibration: Option<Calibration<'a>>,
 }
 
+/// The tables of drafts that are to be selected, among other tables.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SelectionTables {
+    pub(super) drafts: TableRange<Draft>,
+    /// The sampling parameters of the drafts' rows.
+    pub(super) row_sampling: TableRange<RowSampling>,
+}
+
+impl SelectionTables {
+    /// Adds the tables of `drafts`, of a verification of `batch` sequences, to `tables`.
+    pub(super) fn stage<R: Runtime>(
+        tables: &mut StagedTables<R>,
+        DraftTables { drafts, rows: slots }: DraftTables<'_>,
+        batch: usize,
+    ) -> Result<Self, DeviceError> {
+        const OPERATION: &str = "select_drafts";
+        let (mut table, mut row_sampling) = (Vec::with_capacity(drafts.len()), Vec::new());
+        for (place, draft) in (0..).zip(drafts) {
+            index(OPERATION, "sequence", draft.sequence, batch)?;
+            let groups = DraftGroups {
+                sequence: draft.sequence,
+                groups: draft.groups,
+                first_slot: draft.first_row,
+                slots: draft.slots,
+                first_draft: row_sampling.len(),
+            };
+            table.push(match (slots, draft.prediction) {
+                (SlotRows::Pass { .. }, Prediction::OwnPosition) => Draft::new(&groups)?,
+                (SlotRows::Pass { .. }, Prediction::NextPosition) => Draft::predicting_next(&groups)?,
+                (SlotRows::Logits, _) => Draft::in_logits(&groups)?,
+            });
+            for slot in 1..draft.slots {
+                row_sampling.push(slot_sampling(draft, slot)?.relative_to(place));
+            }
+        }
+        Ok(Self { drafts: tables.push(&table), row_sampling: tables.push(&row_sampling) })
+    }
+}
+
 /// The drafts that were selected, and what the verdicts decide about them. The tables are filled by the device.
 #[derive(Debug)]
 pub(super) struct Selected<R: Runtime> {
@@ -35,9 +79,12 @@ pub(super) struct Selected<R: Runtime> {
     /// Number of rows of all drafts.
     pub(super) rows: usize,
     pub(super) slots: SlotRows,
-    /// The drafts, and the sampling parameters of their rows.
-    pub(super) tables: StagedTables<R>,
-    pub(super) row_sampling: TableRange<RowSampling>,
+    /// The drafts, and the sampling parameters of their rows, if the step did not announce them.
+    pub(super) late: StagedTables<R>,
+    /// The tables of the drafts, in `late` or in the step's block.
+    pub(super) tables: SelectionTables,
+    /// The block with the tables, if the step announced the drafts.
+    pub(super) block: Option<Arc<TableBlock<R>>>,
     /// The bonus token of each draft.
     pub(super) bonus: GrowableMemory<R, i32>,
     /// The position from which each draft's random numbers count.
@@ -54,14 +101,23 @@ impl<R: Runtime> Default for Selected<R> {
             drafts: 0,
             rows: 0,
             slots: SlotRows::Logits,
-            tables: StagedTables::default(),
-            row_sampling: TableRange::default(),
+            late: StagedTables::default(),
+            tables: SelectionTables::default(),
+            block: None,
             bonus: GrowableMemory::default(),
             starts: GrowableMemory::default(),
             sources: GrowableMemory::default(),
             draft_rows: GrowableMemory::default(),
         }
     }
+}
+
+/// Returns the memory with the tables of drafts: the step's block, if the step announced them.
+pub(super) fn staged<'a, R: Runtime>(
+    late: &'a StagedTables<R>,
+    block: &'a Option<Arc<TableBlock<R>>>,
+) -> &'a StagedTables<R> {
+    block.as_ref().map_or(late, |block| &block.tables)
 }
 
 /// Returns the sampling parameters of slot `slot` of a draft.
@@ -156,17 +212,18 @@ pub(super) fn draft<P: Products>(
             (LogitRows::Update(context.output(values, logit_rows)?), Some(calibration))
         }
     };
-    let starts = selected.starts.reserve(context.queue(), selected.drafts)?;
-    let draft_rows = selected.draft_rows.reserve(context.queue(), rows)?;
+    let Selected { drafts, late, tables, block, starts, draft_rows, .. } = selected;
+    let starts = starts.reserve(context.queue(), *drafts)?;
+    let draft_rows = draft_rows.reserve(context.queue(), rows)?;
     let rows_to_sample = SampledRowRange {
         vocab,
         stride,
         logits: values,
         logit_index: Some(context.input(draft_rows, 0..rows)?),
-        starts: Some(context.input(starts, 0..selected.drafts)?),
+        starts: Some(context.input(starts, 0..*drafts)?),
         calibration,
     };
-    let row_sampling = selected.tables.view(context.queue(), &selected.row_sampling)?;
+    let row_sampling = staged(late, block).view(context.queue(), &tables.row_sampling)?;
     let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
     let stats = context.output(draws, first * STATS_WORDS..end * STATS_WORDS)?.cast().ok_or(overflow)?;
     sample(context, rows_to_sample, row_sampling, stats)?;

@@ -1,17 +1,20 @@
 //! Memory that the operations of a step share, and that every step uses again.
 
+use std::sync::Arc;
+
 use super::frequencies::Frequencies;
 use super::memory::GrowableMemory;
 use super::pass_memory::PassMemory;
+use super::table_block::TableBlock;
 use super::tables::CachedTable;
 use crate::device::DeviceError;
-use crate::runtime::{Runtime, ViewMut};
+use crate::runtime::{Runtime, Staging, ViewMut};
 
 /// Tables and memory that the operations of a device share.
 #[derive(Debug)]
 pub(super) struct Scratch<R: Runtime> {
     /// Token ids of an embedding.
-    pub(super) ids: GrowableMemory<R, i32>,
+    pub(super) ids: CachedTable<R>,
     /// Row indices of a gather.
     pub(super) gathered: CachedTable<R>,
     /// Zeros: the row index for every row that is filled with the one row of a vector.
@@ -26,6 +29,10 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) error: GrowableMemory<R, u64>,
     /// The frequencies of the rotation that was used last.
     pub(super) frequencies: Frequencies<R>,
+    /// Host memory through which tables and reports are copied.
+    pub(super) staging: Staging,
+    /// The tables of the step that began last.
+    block: Arc<TableBlock<R>>,
     /// Memory of passes that were dropped.
     passes: Vec<PassMemory<R>>,
 }
@@ -33,7 +40,7 @@ pub(super) struct Scratch<R: Runtime> {
 impl<R: Runtime> Default for Scratch<R> {
     fn default() -> Self {
         Scratch {
-            ids: GrowableMemory::default(),
+            ids: CachedTable::default(),
             gathered: CachedTable::default(),
             filled: CachedTable::default(),
             owners: CachedTable::default(),
@@ -41,6 +48,8 @@ impl<R: Runtime> Default for Scratch<R> {
             workspace: GrowableMemory::default(),
             error: GrowableMemory::default(),
             frequencies: Frequencies::default(),
+            staging: Staging::default(),
+            block: Arc::default(),
             passes: Vec::new(),
         }
     }
@@ -57,6 +66,21 @@ pub(super) fn error_word<'a, R: Runtime>(
 }
 
 impl<R: Runtime> Scratch<R> {
+    /// Returns the tables of the step that began last.
+    pub(super) fn block(&self) -> Arc<TableBlock<R>> {
+        self.block.clone()
+    }
+
+    /// Takes the tables of the step that began last, for the tables of another step.
+    pub(super) fn take_block(&mut self) -> Arc<TableBlock<R>> {
+        std::mem::take(&mut self.block)
+    }
+
+    /// Keeps the tables of a step that begins.
+    pub(super) fn keep_block(&mut self, block: Arc<TableBlock<R>>) {
+        self.block = block;
+    }
+
     /// Takes memory for a pass of up to `batch` sequences of up to `pages` pages, if a dropped pass left some.
     pub(super) fn take_pass_memory(&mut self, batch: usize, pages: usize) -> Option<PassMemory<R>> {
         let index = self.passes.iter().position(|memory| memory.suits(batch, pages))?;

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::memory::GrowableMemory;
 use crate::device::DeviceError;
-use crate::runtime::{Element, Runtime, RuntimeError, View};
+use crate::kernels::PassTables;
+use crate::runtime::{Element, Runtime, RuntimeError, Staging, View};
 
 /// A table of indices on the device, which is uploaded only if it changed.
 #[derive(Debug)]
@@ -56,7 +57,7 @@ impl<R: Runtime> Default for StagedTables<R> {
 }
 
 /// The place of a table in [`StagedTables`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TableRange<T> {
     words: Range<usize>,
     len: usize,
@@ -66,6 +67,13 @@ pub(super) struct TableRange<T> {
 impl<T> Default for TableRange<T> {
     fn default() -> Self {
         TableRange { words: 0..0, len: 0, elements: PhantomData }
+    }
+}
+
+impl<T> TableRange<T> {
+    /// Returns the number of elements.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -84,11 +92,27 @@ impl<R: Runtime> StagedTables<R> {
         TableRange { words: first..self.host.len(), len: table.len(), elements: PhantomData }
     }
 
-    /// Uploads all tables in one copy.
-    pub(super) fn upload(&mut self, queue: (&R, &R::Stream)) -> Result<(), DeviceError> {
+    /// Uploads all tables in one copy, through `staging`.
+    pub(super) fn upload(
+        &mut self,
+        queue: (&R, &R::Stream),
+        staging: &mut Staging,
+    ) -> Result<(), DeviceError> {
         let memory = self.memory.reserve(queue, self.host.len())?;
         let (runtime, stream) = queue;
-        Ok(runtime.upload(stream, &self.host, memory, 0)?)
+        Ok(runtime.upload_staged(stream, &self.host, memory, staging)?)
+    }
+
+    /// Copies the words of a pass to its tables.
+    pub(super) fn fetch(
+        &self,
+        (runtime, stream): (&R, &R::Stream),
+        part: &TableRange<u64>,
+        to: &mut PassTables<R>,
+    ) -> Result<(), DeviceError> {
+        let missing = RuntimeError::CopyLength { wanted: part.words.end, found: 0 };
+        let memory = self.memory.memory().ok_or(missing)?;
+        Ok(to.fetch(runtime, stream, memory, part.words.clone())?)
     }
 
     /// Views a table on the device.

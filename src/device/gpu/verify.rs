@@ -3,19 +3,23 @@
 use std::ptr;
 
 use super::buffer::{GpuBuffer, STATS_WORDS, Values};
+use super::check::{expect, index};
 use super::context::Context;
 use super::memory::GrowableMemory;
 use super::report::StepReport;
 use super::sampling::{SampledRowRange, row_sampling, sample};
 use super::scratch::{Scratch, error_word};
-use super::tables::StagedTables;
+use super::table_block::TableBlock;
+use super::tables::{StagedTables, TableRange};
 use crate::acceptance::Rule;
 use crate::device::{DeviceError, DraftLogits, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
 };
-use crate::kernels::sampling::{EditTables, Edits, LogitRows, RowStats, workspace_len};
+use crate::kernels::sampling::{
+    EditTables, Edits, LogitEdit, LogitRows, RowEdits, RowSampling, RowStats, workspace_len,
+};
 use crate::layout::GroupSet;
 use crate::random::Stream;
 use crate::runtime::Runtime;
@@ -26,9 +30,6 @@ const OPERATION: &str = "verify";
 /// Memory that verifications use one after the other.
 #[derive(Debug)]
 pub(super) struct VerificationMemory<R: Runtime> {
-    /// The sampling parameters of each row, the verification of each sequence, the draft tokens, and the tables of
-    /// edits.
-    tables: StagedTables<R>,
     target_stats: GrowableMemory<R, RowStats>,
     /// The workspace of acceptance. It is not the shared workspace, where sampling left its partial results.
     workspace: GrowableMemory<R, f32>,
@@ -43,7 +44,6 @@ pub(super) struct VerificationMemory<R: Runtime> {
 impl<R: Runtime> Default for VerificationMemory<R> {
     fn default() -> Self {
         VerificationMemory {
-            tables: StagedTables::default(),
             target_stats: GrowableMemory::default(),
             workspace: GrowableMemory::default(),
             draft_logits: GrowableMemory::default(),
@@ -54,83 +54,141 @@ impl<R: Runtime> Default for VerificationMemory<R> {
     }
 }
 
-/// Applies each sequence's acceptance rule, and leaves the verdicts in `report`.
+/// The tables of a verification, among the tables of its step.
+#[derive(Clone, Debug, Default)]
+pub(super) struct VerifyTables {
+    /// The sampling parameters of each row of logits up to the last candidate.
+    samplings: TableRange<RowSampling>,
+    /// The verification of each sequence.
+    requests: TableRange<Verify>,
+    /// The draft tokens.
+    tokens: TableRange<i32>,
+    /// Number of rows of logits that are copied because several buffers hold the drafts' distributions.
+    copied: usize,
+    /// The edits of the rows of logits, if a sequence has any.
+    edits: Option<EditRanges>,
+}
+
+/// The tables of edits, among the tables of a step.
+#[derive(Clone, Debug)]
+struct EditRanges {
+    rows: TableRange<RowEdits>,
+    offsets: TableRange<i32>,
+    edits: TableRange<LogitEdit>,
+    masks: TableRange<u32>,
+    /// The number of ids that the tables are for.
+    vocab: usize,
+}
+
+impl VerifyTables {
+    /// Adds the tables of a verification of `sequences` to `tables`. Their rows are among `logits` rows.
+    pub(super) fn stage<R: Runtime>(
+        tables: &mut StagedTables<R>,
+        sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+        logits: usize,
+    ) -> Result<Self, DeviceError> {
+        if sequences.is_empty() {
+            return Ok(Self::default());
+        }
+        // The verification reads the rows up to the last candidate.
+        let last = |s: &VerifyRows<'_, _>| s.first_row.saturating_add(s.draft.len());
+        let last = sequences.iter().map(last).max().unwrap_or(0);
+        index(OPERATION, "row", last, logits)?;
+        let rows = last + 1;
+        let mut samplings = vec![row_sampling(OPERATION, &SamplingParams::GREEDY, None)?; rows];
+        let (mut tokens, mut requests) = (Vec::new(), Vec::new());
+        let drafts = DraftBuffers::of(sequences);
+        let mut copied = 0;
+        for sequence in sequences {
+            let drafted = sequence.draft.len();
+            let greedy = sequence.sampling.is_greedy();
+            let rule = if greedy { Rule::Match } else { sequence.rule };
+            let draws = !greedy && (rule == Rule::Match || drafted == 0);
+            for (i, sampling) in samplings.iter_mut().skip(sequence.first_row).take(drafted + 1).enumerate() {
+                let position = sequence.start.saturating_add(i + 1);
+                let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
+                *sampling = row_sampling(OPERATION, sequence.sampling, numbers)?;
+            }
+            let from = compared(sequence).map(|DraftLogits { first_row, first_draw, .. }| match &drafts {
+                DraftBuffers::One(_) => (first_row, first_draw),
+                DraftBuffers::Several => {
+                    copied += drafted;
+                    (copied - drafted, copied - drafted)
+                }
+            });
+            let request = Verify::new(&VerifySequence {
+                rule,
+                seed: sequence.seed,
+                position: sequence.start,
+                drafts: drafted,
+                first_target: sequence.first_row,
+                first_draft: from.map(|(first_row, _)| first_row),
+                first_token: tokens.len(),
+                groups: GroupSet::default(),
+            })?;
+            requests
+                .push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
+            // A token beyond the type is beyond every vocabulary, and never accepted.
+            tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
+        }
+        let (samplings, requests) = (tables.push(&samplings), tables.push(&requests));
+        Ok(Self { samplings, requests, tokens: tables.push(&tokens), copied, edits: None })
+    }
+
+    /// Adds the tables of the sequences' edits. Their lengths differ from step to step, so that they come after the other
+    /// tables of the step, whose places then stay the same.
+    pub(super) fn stage_edits<R: Runtime>(
+        &mut self,
+        tables: &mut StagedTables<R>,
+        sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+        vocab: usize,
+    ) -> Result<(), DeviceError> {
+        let edits = edit_tables(sequences, self.samplings.len(), vocab)?;
+        self.edits = edits.map(|edits| EditRanges {
+            rows: tables.push(&edits.rows),
+            offsets: tables.push(&edits.offsets),
+            edits: tables.push(&edits.edits),
+            masks: tables.push(&edits.masks),
+            vocab,
+        });
+        Ok(())
+    }
+}
+
+/// Applies each sequence's acceptance rule, and leaves the verdicts in `report`. The tables are in `block`.
 pub(super) fn verify<R: Runtime>(
     context: &Context<R>,
     logits: &mut GpuBuffer<R>,
-    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    (sequences, staged): (&[VerifyRows<'_, GpuBuffer<R>>], &VerifyTables),
+    block: &TableBlock<R>,
     memory: &mut VerificationMemory<R>,
     report: &mut StepReport<R>,
 ) -> Result<(), DeviceError> {
+    let tables = &block.tables;
+    let VerifyTables { samplings, requests, tokens, copied, edits } = staged;
     let (batch, vocab, stride) = (sequences.len(), logits.cols(), logits.stride());
     if batch == 0 {
         return Ok(());
     }
-    // The verification reads the rows up to the last candidate.
-    let rows = sequences.iter().map(|s| s.first_row.saturating_add(s.draft.len() + 1)).max().unwrap_or(0);
+    let (rows, copied) = (samplings.len(), *copied);
     logits.expect_rows(OPERATION, "logits", vocab, rows)?;
-    let mut samplings = vec![row_sampling(OPERATION, &SamplingParams::GREEDY, None)?; rows];
-    let (mut tokens, mut requests) = (Vec::new(), Vec::new());
     let drafts = DraftBuffers::of(sequences);
-    let mut copied = 0;
     for sequence in sequences {
+        let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
         let drafted = sequence.draft.len();
-        let greedy = sequence.sampling.is_greedy();
-        let rule = if greedy { Rule::Match } else { sequence.rule };
-        let draws = !greedy && (rule == Rule::Match || drafted == 0);
-        for (i, sampling) in samplings.iter_mut().skip(sequence.first_row).take(drafted + 1).enumerate() {
-            let position = sequence.start.saturating_add(i + 1);
-            let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
-            *sampling = row_sampling(OPERATION, sequence.sampling, numbers)?;
-        }
-        let from = match compared(sequence) {
-            None => None,
-            Some(draft) => {
-                let DraftLogits { logits, first_row, first_draw } = draft;
-                logits.expect_rows(OPERATION, "draft_logits", vocab, first_row.saturating_add(drafted))?;
-                logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
-                Some(match &drafts {
-                    DraftBuffers::One(_) => (first_row, first_draw),
-                    DraftBuffers::Several => {
-                        copied += drafted;
-                        (copied - drafted, copied - drafted)
-                    }
-                })
-            }
-        };
-        let request = Verify::new(&VerifySequence {
-            rule,
-            seed: sequence.seed,
-            position: sequence.start,
-            drafts: drafted,
-            first_target: sequence.first_row,
-            first_draft: from.map(|(first_row, _)| first_row),
-            first_token: tokens.len(),
-            groups: GroupSet::default(),
-        })?;
-        requests.push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
-        // A token beyond the type is beyond every vocabulary, and never accepted.
-        tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
+        logits.expect_rows(OPERATION, "draft_logits", vocab, first_row.saturating_add(drafted))?;
+        logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
     }
-    let tables = &mut memory.tables;
-    tables.clear();
-    let (samplings, device_requests) = (tables.push(&samplings), tables.push(&requests));
-    let device_tokens = tables.push(&tokens);
-    let edits = edit_tables(sequences, rows, vocab)?;
-    let edits = edits.map(|edits| {
-        let (rows, offsets) = (tables.push(&edits.rows), tables.push(&edits.offsets));
-        (rows, offsets, tables.push(&edits.edits), tables.push(&edits.masks))
-    });
-    tables.upload(context.queue())?;
     let draft_logits = memory.draft_logits.reserve(context.queue(), copied * stride)?;
     let draws = memory.draws.reserve(context.queue(), copied * STATS_WORDS)?;
     if copied > 0 {
         copy_drafts(context, sequences, draft_logits, draws)?;
     }
     let target_stats = memory.target_stats.reserve(context.queue(), rows)?;
-    let values = match &edits {
+    let values = match edits {
         None => LogitRows::Read(context.input(logits.logits(OPERATION)?, 0..rows * stride)?),
-        Some((row_edits, offsets, edits, masks)) => {
+        Some(EditRanges { rows: row_edits, offsets, edits, masks, vocab: edited }) => {
+            expect(OPERATION, "columns of logits", vec![*edited], vec![vocab])?;
             let (values, _) = logits.logits_and_draws_mut(OPERATION)?;
             let edits = Edits {
                 rows: tables.view(context.queue(), row_edits)?,
@@ -143,7 +201,7 @@ pub(super) fn verify<R: Runtime>(
     };
     let rows_to_sample =
         SampledRowRange { vocab, stride, logits: values, logit_index: None, starts: None, calibration: None };
-    let samplings = tables.view(context.queue(), &samplings)?;
+    let samplings = tables.view(context.queue(), samplings)?;
     sample(context, rows_to_sample, samplings, context.output(target_stats, 0..rows)?)?;
     let draft = match &drafts {
         DraftBuffers::One(buffer) => Some(SampledRows {
@@ -172,11 +230,11 @@ pub(super) fn verify<R: Runtime>(
     let args = Accept {
         vocab,
         stride,
-        sequences: tables.view(context.queue(), &device_requests)?,
+        sequences: tables.view(context.queue(), requests)?,
         any_block: sequences
             .iter()
             .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
-        tokens: tables.view(context.queue(), &device_tokens)?,
+        tokens: tables.view(context.queue(), tokens)?,
         target: SampledRows {
             logits: context.input(logits.logits(OPERATION)?, 0..rows * stride)?,
             stats: context.input(target_stats, 0..rows)?,

@@ -28,7 +28,7 @@ mod trial_data;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use cudarc::driver::{CudaContext, CudaStream};
 use half::bf16;
 
 use library::Library;
@@ -39,7 +39,7 @@ use trial::GpuTrial;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
 use crate::device::DeviceError;
-use crate::runtime::{Cuda, Element, Runtime, View, ViewMut};
+use crate::runtime::{Cuda, CudaMemory, Element, Runtime, View, ViewMut};
 
 pub(super) use estimated::EstimatedProduct;
 pub use library::cublas_is_present;
@@ -62,7 +62,7 @@ pub struct ProductCandidate {
 /// The matrix products of a GPU device, computed by cuBLASLt.
 #[derive(Debug)]
 pub struct CublasLt {
-    library: Library,
+    library: Arc<Library>,
     plans: Plans,
 }
 
@@ -70,9 +70,9 @@ pub struct CublasLt {
 #[derive(Debug)]
 pub struct CublasLayer {
     /// The weight matrix `[out_cols, in_cols]`.
-    weight: CudaSlice<bf16>,
+    weight: CudaMemory<bf16>,
     /// The bias in the element types of both kinds of output, if there is one.
-    bias: Option<(CudaSlice<bf16>, CudaSlice<f32>)>,
+    bias: Option<(CudaMemory<bf16>, CudaMemory<f32>)>,
     in_cols: usize,
     out_cols: usize,
 }
@@ -85,7 +85,7 @@ impl CublasLt {
     /// [`DeviceError::Unavailable`] if cuBLASLt cannot be found or initialised.
     pub fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         Ok(CublasLt {
-            library: Library::new(context, stream)?,
+            library: Arc::new(Library::new(context, stream)?),
             plans: Plans::new(ProductAlgorithms::default()),
         })
     }
@@ -174,7 +174,7 @@ impl Products for CublasLt {
         Ok(CublasLayer { weight: upload(&weights.weight)?, bias, in_cols, out_cols })
     }
 
-    fn weight<'a>(&self, layer: &'a CublasLayer) -> &'a CudaSlice<bf16> {
+    fn weight<'a>(&self, layer: &'a CublasLayer) -> &'a CudaMemory<bf16> {
         &layer.weight
     }
 
@@ -213,7 +213,7 @@ impl Products for CublasLt {
         runtime: &Cuda,
         stream: &Arc<CudaStream>,
         layer: &CublasLayer,
-        x: &CudaSlice<bf16>,
+        x: &CudaMemory<bf16>,
         rows: Range<usize>,
         out: ProductOut<'_, Cuda>,
     ) -> Result<(), DeviceError> {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::sys;
+use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUstreamCaptureStatus;
-use cudarc::driver::{CudaSlice, CudaStream};
 use half::bf16;
 
 use super::descriptors::Problem;
@@ -16,7 +16,8 @@ use super::schedule::Schedule;
 use super::trial::GpuTrial;
 use super::{buckets, selection};
 use crate::device::DeviceError;
-use crate::runtime::{Cuda, Runtime, RuntimeError, ViewMut};
+use crate::kernels::KernelError;
+use crate::runtime::{Cuda, CudaMemory, Runtime, RuntimeError, StreamCall, ViewMut};
 
 /// Number of rows that products of a shape are prepared for by default: a part of a prompt.
 const DEFAULT_ROWS: usize = 512;
@@ -51,8 +52,8 @@ pub(super) struct Plan {
 /// Memory for a product whose last rows are padding.
 #[derive(Debug)]
 struct Padding {
-    x: CudaSlice<bf16>,
-    out: CudaSlice<u8>,
+    x: CudaMemory<bf16>,
+    out: CudaMemory<u8>,
 }
 
 /// The plans of all shapes of products.
@@ -134,7 +135,7 @@ impl Plans {
     /// Enqueues a product of any number of rows on the stream, and makes a plan for it if there is none.
     pub(super) fn multiply(
         &self,
-        library: &Library,
+        library: &Arc<Library>,
         (runtime, stream): (&Cuda, &Arc<CudaStream>),
         shape: Shape,
         rows: usize,
@@ -144,7 +145,31 @@ impl Plans {
             return Ok(());
         }
         let plan = self.plan(library, (runtime, stream), shape, pointers, rows, DEFAULT_ROWS)?;
-        plan.run(library, stream, shape, rows, pointers)
+        // The plan belongs to the shape.
+        let place = Arc::as_ptr(&plan) as u64;
+        let numbers = [place, rows as u64, pointers.weight, pointers.x, pointers.out, pointers.bias, 0, 0];
+        let call = ProductCall { library: library.clone(), plan, shape, rows, pointers };
+        Ok(runtime.call(stream, numbers, call)?)
+    }
+}
+
+/// A product, for a stream.
+#[derive(Clone)]
+struct ProductCall {
+    library: Arc<Library>,
+    plan: Arc<Plan>,
+    shape: Shape,
+    rows: usize,
+    pointers: Pointers,
+}
+
+impl StreamCall for ProductCall {
+    fn run(&self, stream: &Arc<CudaStream>) -> Result<(), RuntimeError> {
+        let Self { library, plan, shape, rows, pointers } = self;
+        plan.run(library, stream, *shape, *rows, *pointers).map_err(|error| match error {
+            DeviceError::Kernel(KernelError::Runtime(error)) => error,
+            other => RuntimeError::Library { library: "cuBLASLt", message: other.to_string() },
+        })
     }
 }
 
@@ -218,7 +243,8 @@ impl Plan {
                 Some(padding) if part.rows.len() < part.padded => {
                     let mut padding = padding.lock().unwrap_or_else(PoisonError::into_inner);
                     let Padding { x, out } = &mut *padding;
-                    let (x, out) = (ViewMut::cuda(x, stream), ViewMut::cuda(out, stream));
+                    let (x, out) =
+                        (ViewMut::cuda(x.slice_mut(), stream), ViewMut::cuda(out.slice_mut(), stream));
                     let padded = Pointers { x: x.address(), out: out.address(), ..pointers };
                     let (x_bytes, out_bytes) = (shape.in_cols * size_of::<bf16>(), shape.row_bytes());
                     library.copy(stream, pointers.x, padded.x, part.rows.len() * x_bytes)?;

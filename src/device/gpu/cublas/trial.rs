@@ -24,7 +24,7 @@ use super::row_invariance::{ProductTrial, TrialOperands, rows_of_x};
 use super::timing::{LAUNCHES, seconds_each};
 use super::trial_data::{self, PERIOD};
 use crate::device::DeviceError;
-use crate::runtime::{Cuda, Runtime, ViewMut};
+use crate::runtime::{Cuda, CudaMemory, Runtime, ViewMut};
 
 /// Seed of the trial's numbers: all trials of a shape use the same numbers.
 const SEED: u64 = 1;
@@ -68,13 +68,13 @@ pub(super) struct GpuTrial<'a> {
     slice: Side,
     /// The slice's weights and bias. The bias is zero, because any other bias would hide how small sums are
     /// rounded.
-    _slice_memory: (CudaSlice<bf16>, Option<CudaSlice<f32>>),
+    _slice_memory: (CudaMemory<bf16>, Option<CudaMemory<f32>>),
     /// The rows of a period for each kind of x: on the host, on the device, and repeated in x.
     periods: [Vec<bf16>; 2],
-    period: CudaSlice<bf16>,
-    x: CudaSlice<bf16>,
+    period: CudaMemory<bf16>,
+    x: CudaMemory<bf16>,
     loaded: Option<usize>,
-    out: CudaSlice<u8>,
+    out: CudaMemory<u8>,
     rotated: Rotated,
     host: Vec<u8>,
     started: Instant,
