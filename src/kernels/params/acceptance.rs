@@ -198,8 +198,8 @@ pub struct FlexdraftDraft {
     pub groups: u64,
     /// index of the sequence's verdict
     pub sequence: i32,
-    /// the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits; one less for slots that predict
-    /// the next position, where slots 0 to S - 2 draft
+    /// the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits; one less for slots that predict the
+    /// next position, where slots 0 to S - 2 draft
     pub first_slot: i32,
     /// S, the number of slots per mask group, 1 to 64
     pub slots: i32,
