@@ -18,7 +18,7 @@ pub struct StepTables<'a, B> {
     pub sequences: &'a [VerifyRows<'a, B>],
     /// Number of ids of the vocabulary: the columns of the logits.
     pub vocab: usize,
-    /// The drafts from groups of the pass.
+    /// The drafts from mask groups of the pass.
     pub drafts: DraftTables<'a>,
     /// The drafting pass after the verification, if there is one, and the drafts from it. It is laid out for the
     /// largest possible accepted lengths.
@@ -37,7 +37,7 @@ pub struct DraftTables<'a> {
 /// A pass that drafts after a verification.
 #[derive(Clone, Copy, Debug)]
 pub struct DraftingPass<'a> {
-    /// The rows: no candidates, and one group per sequence.
+    /// The rows of the pass: no candidates, and one mask group per sequence.
     pub pass: &'a Pass<'a>,
     /// For each sequence of the pass, the index of the verdict that its group follows.
     pub verdicts: &'a [usize],

@@ -37,7 +37,8 @@ pub struct VerifyRows<'a, B> {
 pub struct SequenceVerdict {
     /// a: the number of accepted draft tokens.
     pub accepted: usize,
-    /// The new bonus token, at position n + a + 1. After a fault: an id of the vocabulary without a meaning.
+    /// The new bonus token, at position n + a + 1, after the a accepted draft tokens. After a fault: an id of the
+    /// vocabulary without a meaning.
     pub bonus: u32,
     /// n + a + 1: the position of the bonus token, which is candidate 0 of the next step.
     pub next_start: usize,

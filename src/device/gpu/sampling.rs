@@ -71,7 +71,8 @@ impl SelectionTables {
     }
 }
 
-/// The drafts that were selected, and what the verdicts decide about them. The tables are filled by the device.
+/// The selected drafts, with the rows, bonus tokens and positions that the verdicts give them. The tables are filled
+/// by the device.
 #[derive(Debug)]
 pub(super) struct Selected<R: Runtime> {
     /// Number of drafts.

@@ -13,9 +13,9 @@ use crate::runtime::{Runtime, Staging, ViewMut};
 /// Tables and memory that the operations of a device share.
 #[derive(Debug)]
 pub(super) struct Scratch<R: Runtime> {
-    /// Token ids of an embedding.
+    /// The token ids whose embeddings an operation looks up.
     pub(super) ids: CachedTable<R>,
-    /// Row indices of a gather.
+    /// The indices of the rows that a gather copies.
     pub(super) gathered: CachedTable<R>,
     /// Zeros: the row index for every row that is filled with the one row of a vector.
     pub(super) filled: CachedTable<R>,
@@ -33,7 +33,7 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) staging: Staging,
     /// The tables of the step that began last.
     block: Arc<TableBlock<R>>,
-    /// Memory of passes that were dropped.
+    /// Memory of passes that were dropped, which later passes use again.
     passes: Vec<PassMemory<R>>,
 }
 

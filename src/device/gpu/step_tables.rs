@@ -17,13 +17,13 @@ use crate::runtime::Runtime;
 #[derive(Debug)]
 pub struct UploadedTables<'a, R: Runtime> {
     context: &'a Context<R>,
-    /// The tables as the step announced them.
+    /// The tables of the step, as the host announced them.
     pub(super) step: StepTables<'a, GpuBuffer<R>>,
     pub(super) block: Arc<TableBlock<R>>,
     pub(super) verify: VerifyTables,
-    /// The drafts from groups of the pass.
+    /// The tables of the drafts from mask groups of the pass.
     drafts: SelectionTables,
-    /// The drafts from the drafting pass.
+    /// The tables of the drafts from the drafting pass.
     late_drafts: SelectionTables,
     /// The drafting pass, until it begins.
     drafting: Mutex<Option<UploadedPass<'a, R>>>,
@@ -36,7 +36,7 @@ impl<'a, R: Runtime> UploadedTables<'a, R> {
         step: StepTables<'a, GpuBuffer<R>>,
         paging: Paging,
     ) -> Result<(UploadedPass<'a, R>, Self), DeviceError> {
-        // A block that a step still uses stays with that step.
+        // A block of tables that an earlier step still uses stays with the earlier step.
         let mut block = Arc::try_unwrap(context.scratch().take_block()).unwrap_or_default();
         block.clear();
         let mut pass = UploadedPass::reserved(context, step.pass)?;

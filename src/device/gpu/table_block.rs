@@ -35,12 +35,12 @@ impl<R: Runtime> TableBlock<R> {
         }
     }
 
-    /// Returns the place of a table of these indices.
+    /// Returns the place of the table whose contents are `indices`, if there is one.
     fn range_of(&self, indices: &[i32]) -> Option<&TableRange<i32>> {
         self.indices.iter().find(|(known, _)| known == indices).map(|(_, range)| range)
     }
 
-    /// Views the table of these indices, if the step has one.
+    /// Views the table whose contents are `indices`, if the step has one.
     pub(super) fn indices<'a>(
         &'a self,
         queue: (&R, &'a R::Stream),

@@ -71,7 +71,7 @@ impl<T> Default for TableRange<T> {
 }
 
 impl<T> TableRange<T> {
-    /// Returns the number of elements.
+    /// Returns the number of elements of the table.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -103,7 +103,7 @@ impl<R: Runtime> StagedTables<R> {
         Ok(runtime.upload_staged(stream, &self.host, memory, staging)?)
     }
 
-    /// Copies the words of a pass to its tables.
+    /// Copies the words of a forward pass from this memory to the pass's own tables.
     pub(super) fn fetch(
         &self,
         (runtime, stream): (&R, &R::Stream),

@@ -33,10 +33,11 @@ pub(super) struct VerificationMemory<R: Runtime> {
     target_stats: GrowableMemory<R, RowStats>,
     /// The workspace of acceptance. It is not the shared workspace, where sampling left its partial results.
     workspace: GrowableMemory<R, f32>,
-    /// The logits of every q, side by side, and the statistics of their draws, if several buffers have them.
+    /// Copies, side by side, of the logits that the drafts were drawn from and of the statistics of their draws, if
+    /// several buffers hold them.
     draft_logits: GrowableMemory<R, f32>,
     draws: GrowableMemory<R, u64>,
-    /// Counters of CTAs, zero between launches.
+    /// Counters of the CTAs that have arrived, zero between launches.
     arrived: GrowableMemory<R, u32>,
     committed: GrowableMemory<R, i32>,
 }
@@ -59,24 +60,24 @@ impl<R: Runtime> Default for VerificationMemory<R> {
 pub(super) struct VerifyTables {
     /// The sampling parameters of each row of logits up to the last candidate.
     samplings: TableRange<RowSampling>,
-    /// The verification of each sequence.
+    /// The request to verify each sequence, as kernels take it.
     requests: TableRange<Verify>,
-    /// The draft tokens.
+    /// The draft tokens of all sequences.
     tokens: TableRange<i32>,
     /// Number of rows of logits that are copied because several buffers hold the drafts' distributions.
     copied: usize,
-    /// The edits of the rows of logits, if a sequence has any.
+    /// The logit processors' edits of the rows of logits, if a sequence has any.
     edits: Option<EditRanges>,
 }
 
-/// The tables of edits, among the tables of a step.
+/// The tables of the logit processors' edits, among the tables of a step.
 #[derive(Clone, Debug)]
 struct EditRanges {
     rows: TableRange<RowEdits>,
     offsets: TableRange<i32>,
     edits: TableRange<LogitEdit>,
     masks: TableRange<u32>,
-    /// The number of ids that the tables are for.
+    /// The number of ids of the vocabulary that the edits are for.
     vocab: usize,
 }
 
@@ -128,7 +129,7 @@ impl VerifyTables {
             })?;
             requests
                 .push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
-            // A token beyond the type is beyond every vocabulary, and never accepted.
+            // A token id above `i32::MAX` is in no vocabulary, and never accepted.
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
         }
         let (samplings, requests) = (tables.push(&samplings), tables.push(&requests));
@@ -224,7 +225,7 @@ pub(super) fn verify<R: Runtime>(
     let workspace = memory.workspace.reserve(context.queue(), needed)?;
     let mut scratch = context.scratch();
     let Scratch { workspace: partials, error, .. } = &mut *scratch;
-    // Sampling left its partial results here. The same length reserves the same memory.
+    // Sampling left its partial results in the shared workspace. The same length reserves the same memory.
     let partials_len = workspace_len(rows, vocab, false)?;
     let partials = partials.reserve(context.queue(), partials_len)?;
     let args = Accept {
@@ -250,7 +251,7 @@ pub(super) fn verify<R: Runtime>(
     Ok(context.kernels.accept(&context.stream, &args)?)
 }
 
-/// Returns the edits of `rows` rows of logits, unless no sequence has any.
+/// Returns the tables of the logit processors' edits of `rows` rows of logits, or `None` if no sequence has edits.
 fn edit_tables<R: Runtime>(
     sequences: &[VerifyRows<'_, GpuBuffer<R>>],
     rows: usize,

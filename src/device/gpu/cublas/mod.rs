@@ -71,7 +71,7 @@ pub struct CublasLt {
 pub struct CublasLayer {
     /// The weight matrix `[out_cols, in_cols]`.
     weight: CudaMemory<bf16>,
-    /// The bias in the element types of both kinds of output, if there is one.
+    /// The bias in bf16 (for activations) and in f32 (for logits), if there is one.
     bias: Option<(CudaMemory<bf16>, CudaMemory<f32>)>,
     in_cols: usize,
     out_cols: usize,

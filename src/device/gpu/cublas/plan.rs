@@ -153,7 +153,7 @@ impl Plans {
     }
 }
 
-/// A product, for a stream.
+/// A call that computes one product on a stream.
 #[derive(Clone)]
 struct ProductCall {
     library: Arc<Library>,
