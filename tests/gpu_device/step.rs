@@ -190,12 +190,13 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
         assert!(calls.uploads == 1 && calls.launches <= 34, "{calls:?}");
-        // The tables of the drafting pass are one copy more than in a parallel step.
+        // A sequential step makes one copy more than a parallel step: the tables of the drafting pass.
         assert_eq!(calls.copies, 5, "{calls:?}");
     }
 }
 
-/// The device finds the bonus tokens that begin an Orthrus drafter's mask groups, so the host does not wait for them.
+/// Tests that the host waits only once in a step with an Orthrus drafter, because the device itself looks up the bonus
+/// tokens that begin the mask groups.
 #[test]
 fn a_step_with_orthrus_allocates_nothing_and_waits_once() {
     for (calls, modes) in
@@ -203,7 +204,8 @@ fn a_step_with_orthrus_allocates_nothing_and_waits_once() {
     {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // Late uploads are the verdicts whose bonus tokens are embedded, and the rows that gather the embeddings of a group.
+        // The uploads after the step's first upload are the verdicts whose bonus tokens are embedded, and the rows that
+        // gather the embeddings of a group.
         assert!(calls.uploads <= 4, "{calls:?}");
         assert_eq!(calls.copies, 5, "{calls:?}");
     }
@@ -238,7 +240,7 @@ fn only_the_pages_of_a_pass_are_uploaded() {
     assert_eq!(uploaded(4, 256).0, 4 * (10 * 4 + 12) + 4 * 4 * 256);
     assert_eq!(uploaded(3, 8), (4 * (10 * 4 + 12) + 4 * 3 * 8, 0));
     assert_eq!(uploaded(1, 8), (4 * (10 * 4 + 12) + 4 * 8, 0));
-    // A sequence's five pages take the room of eight.
+    // The five page numbers of each sequence are padded to eight.
     assert_eq!(uploaded(2, 5), (4 * (10 * 4 + 12) + 4 * 2 * 8, 0));
     assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * 2 * 512, 1));
 }
