@@ -57,7 +57,7 @@ pub enum LogitsFault {
 
 /// Returns the fault of a row of logits `[V]`, or `None` if a token may be drawn from the row.
 pub fn logits_fault<F: Float>(logits: &[F]) -> Option<LogitsFault> {
-    if logits.iter().any(|logit| logit != logit) {
+    if logits.iter().any(|logit| logit.to_f64().is_nan()) {
         Some(LogitsFault::Nan)
     } else if logits.contains(&F::INFINITY) {
         Some(LogitsFault::Infinite)
