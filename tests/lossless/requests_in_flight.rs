@@ -17,7 +17,7 @@ use crate::support::runs::{Output, cpu, engine, model, run, run_alone};
 fn request(token: u32, max_new_tokens: usize) -> Request {
     Request {
         rule: Rule::Match,
-        sampling: SamplingParams::at_temperature(if token % 2 == 0 { 0.0 } else { 1.0 }),
+        sampling: SamplingParams::at_temperature(if token.is_multiple_of(2) { 0.0 } else { 1.0 }),
         seed: token.into(),
         ..Request::new(vec![3, token, 5], max_new_tokens)
     }

@@ -154,7 +154,7 @@ proptest! {
         let mut engine = Engine::new(bench.model(), policy, options).unwrap();
         let mut lives: Vec<Live> = Vec::new();
         while lives.len() < 30 {
-            if random.bits() % 2 == 0 {
+            if random.bits().is_multiple_of(2) {
                 let ask = Ask::random(random, bad);
                 let id = engine.add(ask.request()).unwrap();
                 let output = Output::default();

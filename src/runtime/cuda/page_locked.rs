@@ -111,10 +111,9 @@ impl PageLocked {
             if len > 0 {
                 result::memcpy_dtoh_async(words, from.address(), self.stream.cu_stream())?;
             }
-            result::stream::synchronize(self.stream.cu_stream()).map_err(|error| {
+            result::stream::synchronize(self.stream.cu_stream()).inspect_err(|_| {
                 // As after any copy: either the copy ends now, or nothing in the context runs any more.
                 let _ = self.stream.context().synchronize();
-                error
             })?;
         }
         self.read = false;
