@@ -141,6 +141,9 @@ pub struct Sample {
     pub finish_reason: String,
     pub prefill: Option<Block>,
     pub steps: Vec<Step>,
+    /// What the output promises, if it promises less than being lossless.
+    #[serde(default)]
+    pub label: Option<String>,
     pub stats: Stats,
 }
 
