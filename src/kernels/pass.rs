@@ -131,6 +131,7 @@ impl<R: Runtime> PassTables<R> {
     /// # Errors
     ///
     /// The errors of [`upload`](Self::upload).
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) fn words(&mut self, pass: &Pass<'_>, paging: Paging) -> Result<&[u64], KernelError> {
         let used = self.stage(pass, paging)?;
         Ok(&self.staging[..used])
@@ -141,6 +142,7 @@ impl<R: Runtime> PassTables<R> {
     /// # Errors
     ///
     /// [`KernelError::Runtime`] if `from` or the tables are too short, or if the copy fails.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) fn fetch(
         &mut self,
         runtime: &R,

@@ -185,6 +185,7 @@ impl Cuda {
     ///
     /// Between [`gather_launches`](Runtime::gather_launches) and the next copy to or from the host, the operands of
     /// launches on `stream` are memory of this runtime, and nothing else puts work on `stream` or uses that memory.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) unsafe fn with_graphs(mut self, stream: &Arc<CudaStream>) -> Self {
         self.queue = Some(Arc::new(GraphQueue::new(stream)));
         self
@@ -202,6 +203,7 @@ impl Cuda {
 
     /// Makes a library's call, which puts work on `stream`. `numbers` determine the work; they include the address of an
     /// object that `call` keeps alive.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) fn call(
         &self,
         stream: &Arc<CudaStream>,

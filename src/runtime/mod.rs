@@ -17,6 +17,7 @@ use std::ops::Range;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
+#[cfg(feature = "runner")]
 pub(crate) use cuda::StreamCall;
 pub use cuda::{Cuda, CudaMemory};
 pub use raw_cuda::{RawCuda, RawMemory, RawStream};

@@ -43,6 +43,8 @@ enum QueuedWork {
     /// A copy within device memory: source, destination, bytes.
     Copy([u64; 3]),
     /// A library's call, with the numbers that it depends on.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))]
+    // Only the runner's GPU device makes such calls.
     Call([u64; 8], Box<dyn StreamCall>),
 }
 
@@ -125,6 +127,7 @@ impl std::fmt::Debug for GraphQueue {
 
 impl GraphQueue {
     /// Makes a queue for `stream`, which does not gather yet.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(super) fn new(stream: &Arc<CudaStream>) -> Self {
         Self { stream: stream.clone(), state: Mutex::default() }
     }
@@ -215,6 +218,7 @@ impl GraphQueue {
     }
 
     /// Gathers a library's call, which `numbers` determine. Returns the call if it is not gathered.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(super) fn call(
         &self,
         numbers: [u64; 8],
