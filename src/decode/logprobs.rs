@@ -4,7 +4,7 @@ use crate::sampling::{SamplingParams, warp};
 
 /// The log-probability of a committed token, and the likeliest tokens at its place.
 ///
-/// The numbers are those of the target's raw logits at temperature 1: before the logits hook, the logit processors and
+/// The numbers come from the target's raw logits at temperature 1: before the logits hook, the logit processors and
 /// warping.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {

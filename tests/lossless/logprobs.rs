@@ -1,4 +1,4 @@
-//! Tests that reported log-probabilities are those of the target's raw logits, in every mode, whatever hooks, logit
+//! Tests that reported log-probabilities belong to the target's raw logits, in every mode, whatever hooks, logit
 //! processors and warping do to the logits.
 
 use flexdraft::acceptance::Rule;

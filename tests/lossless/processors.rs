@@ -1,5 +1,5 @@
 //! Tests that logit processors change the target's distribution and nothing else: with processors, every mode still
-//! gives the tokens of autoregressive decoding with the same processors, and greedy tokens equal those of transformers.
+//! gives the tokens of autoregressive decoding with the same processors, and greedy tokens equal the tokens of transformers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

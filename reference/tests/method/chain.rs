@@ -1,15 +1,13 @@
 //! Chained drafts leave the target's distribution unchanged, checked by summation over every draft, every outcome of
 //! the tests and every bonus token, with verify lengths that follow from the chained confidences.
 
-use flexdraft_reference::accept::{
-    block_test_probabilities, block_weights, rejection_test_probabilities, rejection_weights,
-};
 use flexdraft_reference::chain::likeliest;
 use flexdraft_reference::sample::confidence;
 use flexdraft_reference::schedule::{Strategy as Schedule, next_verify_len};
 use flexdraft_reference::warp::{Warping, warp};
 use proptest::prelude::*;
 
+use crate::lossless::{Law, block_law, rejection_law};
 use crate::properties::properties;
 
 const VOCAB: usize = 4;
@@ -99,31 +97,6 @@ impl World {
             Mistake::None | Mistake::ConfidenceOfTheDrawnId => self.slot(context, slot, before).q,
         }
     }
-}
-
-/// Returns the effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the
-/// bonus token after each length.
-type Law = fn(&[Row], &[Row], &[u32]) -> Vec<(f64, Row)>;
-
-fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
-    let tests = rejection_test_probabilities(p, q, draft);
-    (0..=draft.len())
-        .map(|a| {
-            let passed: f64 = tests[..a].iter().product();
-            (passed * (1.0 - tests.get(a).unwrap_or(&0.0)), rejection_weights(p, q, a))
-        })
-        .collect()
-}
-
-fn block_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
-    let tests = block_test_probabilities(p, q, draft);
-    (0..=draft.len())
-        .map(|a| {
-            let failed_after: f64 = tests[a..].iter().map(|test| 1.0 - test).product();
-            let passed = if a == 0 { 1.0 } else { tests[a - 1] };
-            (passed * failed_after, block_weights(p, q, draft, a))
-        })
-        .collect()
 }
 
 /// Returns every sequence of `len` tokens.

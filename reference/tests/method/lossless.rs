@@ -85,9 +85,9 @@ fn logits(distribution: &[f64]) -> Row {
 
 /// Returns the effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the
 /// bonus token after each length.
-type Law = fn(&[Row], &[Row], &[u32]) -> Vec<(f64, Row)>;
+pub type Law = fn(&[Row], &[Row], &[u32]) -> Vec<(f64, Row)>;
 
-fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
+pub fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
     let tests = rejection_test_probabilities(p, q, draft);
     (0..=draft.len())
         .map(|a| {
@@ -97,7 +97,7 @@ fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
         .collect()
 }
 
-fn block_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
+pub fn block_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
     let tests = block_test_probabilities(p, q, draft);
     (0..=draft.len())
         .map(|a| {

@@ -191,7 +191,7 @@ impl<'a> DraftingLayout<'a> {
 
 /// Returns the device's input for drafting from `groups`; `drafts` is what [`draft_rows`] returned for these groups.
 pub(super) fn draft_tables<'a>(groups: &[Drafting], drafts: &'a [DraftRows<'a>]) -> DraftTables<'a> {
-    // The logits of all groups of a pass are computed before the verdict, or those of all groups after it, so the first
+    // The logits of all groups of a pass are computed before the verdict, or all of these logits after it, so the first
     // group stands for all.
     DraftTables { drafts, rows: groups.first().map_or(SlotRows::Logits, |groups| groups.rows) }
 }

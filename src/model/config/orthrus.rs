@@ -1,4 +1,4 @@
-//! Reads the drafter's part of the configuration of an Orthrus model, whose other keys are those of a Qwen3.
+//! Reads the drafter's part of the configuration of an Orthrus model, whose other keys are the keys of a Qwen3.
 
 use super::{DrafterConfig, DrafterKind, ModelConfig};
 use crate::layout::MAX_BLOCK_SIZE;

@@ -25,7 +25,7 @@ pub enum Shape {
     Steps(f32),
     /// Logits so close together that many share a bin of truncation's histogram.
     Crowd,
-    /// Logits like those of `Bell`, with some NaN and infinities.
+    /// Logits like the logits of `Bell`, with some NaN and infinities.
     Odd,
 }
 
