@@ -45,6 +45,16 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, description))
 }
 
+/// Writes a value as JSON, with [`write_whole`].
+///
+/// # Errors
+/// [`TuneError::File`] for a value that JSON cannot hold; [`TuneError::Io`].
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|error| TuneError::File { path: path.into(), reason: error.to_string() })?;
+    write_whole(path, (json + "\n").as_bytes())
+}
+
 /// Writes a file under a temporary name next to `path`, and renames it to `path` once it is complete.
 ///
 /// # Errors

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flexdraft::model::weights::{DrafterWeights, LinearWeights, TargetWeights};
-use flexdraft::random::philox;
 
 use crate::attention::{Groups, Prefix};
+use crate::initial::{normals, root_mean_square};
 use crate::layers::{Linear, Projectors, frozen_norm, linear, mlp, norm, tensor};
 use crate::loss::Factor;
 use crate::optimizer::Parameter;
@@ -362,29 +362,4 @@ pub struct DrafterShape {
     /// True if the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, because its
     /// mask rows do not share the target's MLPs; it is for comparison.
     pub whole_tail: bool,
-}
-
-/// Returns the root mean square of a tensor's elements, or 1 for zeros.
-fn root_mean_square(x: &Tensor) -> Result<f64> {
-    /// Number of elements that are squared at a time.
-    const PART: usize = 1 << 20;
-    let (x, mut sum) = (x.flatten_all()?, 0.0);
-    for first in (0..x.elem_count()).step_by(PART) {
-        let part = x.narrow(0, first, PART.min(x.elem_count() - first))?;
-        sum += part.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-    }
-    Ok(if sum > 0.0 { (sum / x.elem_count() as f64).sqrt() } else { 1.0 })
-}
-
-/// Returns normally distributed numbers with mean 0, the same on every machine for a given seed and stream.
-fn normals(n: usize, std: f64, seed: u64, stream: u32) -> Vec<f64> {
-    let word = |i: usize| philox([i as u32, stream, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
-    (0..n)
-        .map(|i| {
-            let [a, b, ..] = word(i);
-            // The Box-Muller transform turns two uniform numbers into a normal one.
-            std * (-2.0 * uniform(a).ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform(b)).cos()
-        })
-        .collect()
 }

@@ -42,6 +42,17 @@ pub fn linear(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
     })
 }
 
+/// Computes x · weightᵀ for frozen rows `x` `[rows, in]`, multiplied by [`product`]. Gradients flow to `weight`
+/// `[out, in]` alone.
+///
+/// # Errors
+/// Candle's errors: mismatched shapes, out of memory.
+pub fn frozen_rows(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
+    let operand = x.detach();
+    let value = product(&operand, &weight.detach().t()?, compute)?;
+    graph::unary("frozen rows", weight, value, move |gradient| product(&gradient.t()?, &operand, compute))
+}
+
 /// Computes RMSNorm with a trained weight.
 ///
 /// # Errors

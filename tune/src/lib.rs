@@ -6,7 +6,9 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attention;
+pub mod calibration;
 pub mod card;
+pub mod chain;
 pub mod checkpoint;
 pub mod curves;
 pub mod data;
@@ -17,7 +19,9 @@ pub mod export;
 pub mod generated;
 pub mod graph;
 pub mod hash;
+pub mod headroom;
 pub mod hex;
+pub mod initial;
 pub mod json_lines;
 pub mod layers;
 pub mod loss;

@@ -149,16 +149,40 @@ pub fn cross_entropy(
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
 pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
-    let Some(first) = factors.first() else { return Ok(Vec::new()) };
-    let detached = Detached::all(factors)?;
-    let rows = first.x.dim(0)?;
-    let mut predictions = Vec::with_capacity(rows);
-    for chunk in chunks(rows, first.w.dim(0)?) {
-        let labels = Labels { ids: vec![0; chunk.len()], weights: vec![0.0; chunk.len()] };
-        let (_, found) = logits_gradient(logits(&detached, chunk)?, labels)?;
+    let mut predictions = Vec::new();
+    logits_in_chunks(factors, |logits| {
+        let rows = logits.dim(0)?;
+        let (_, found) = logits_gradient(logits, Labels { ids: vec![0; rows], weights: vec![0.0; rows] })?;
         predictions.extend(found.into_iter().map(|prediction| Prediction { loss: 0.0, ..prediction }));
-    }
+        Ok(())
+    })?;
     Ok(predictions)
+}
+
+/// Returns the weighted sum of the cross-entropies of rows of logits `[rows, ids]`, and each row's prediction. Gradients
+/// flow to the logits.
+///
+/// # Errors
+/// Candle's errors: mismatched shapes, out of memory; also if a row has no label among its ids.
+pub fn row_cross_entropy(logits: &Tensor, labels: &Labels) -> Result<(Tensor, Vec<Prediction>)> {
+    let (rows, ids) = logits.dims2()?;
+    check(labels, rows, ids)?;
+    let (gradient, predictions) = logits_gradient(logits.detach().force_contiguous()?, labels.clone())?;
+    let loss: f64 =
+        predictions.iter().zip(&labels.weights).map(|(p, &weight)| p.loss * f64::from(weight)).sum();
+    let loss = Tensor::new(loss, &Device::Cpu)?.to_dtype(logits.dtype())?.to_device(logits.device())?;
+    let loss = graph::unary("cross-entropy of rows", logits, loss, move |g| gradient.broadcast_mul(g))?;
+    Ok((loss, predictions))
+}
+
+/// Computes the logits of some rows at a time, and hands them to `take`.
+///
+/// # Errors
+/// Candle's errors: mismatched shapes, out of memory; errors of `take`.
+pub fn logits_in_chunks(factors: &[Factor<'_>], mut take: impl FnMut(Tensor) -> Result<()>) -> Result<()> {
+    let Some(first) = factors.first() else { return Ok(()) };
+    let detached = Detached::all(factors)?;
+    chunks(first.x.dim(0)?, first.w.dim(0)?).try_for_each(|chunk| take(logits(&detached, chunk)?))
 }
 
 /// Checks that each row has one label and one weight, and that every label is within the vocabulary.

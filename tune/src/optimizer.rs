@@ -8,6 +8,8 @@ use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, Var
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::error::TuneError;
+
 /// A trained tensor, with its name and how it is trained.
 #[derive(Clone, Debug)]
 pub struct Parameter {
@@ -40,6 +42,30 @@ pub struct AdamSettings {
 impl Default for AdamSettings {
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, clip: 1.0 }
+    }
+}
+
+impl AdamSettings {
+    /// Checks every setting by itself.
+    ///
+    /// # Errors
+    /// [`TuneError::Setting`] naming the first invalid setting.
+    pub fn validate(&self) -> std::result::Result<(), TuneError> {
+        for (setting, value) in [("adam.clip", self.clip), ("adam.eps", self.eps)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(TuneError::setting(setting, value, "a finite number above 0"));
+            }
+        }
+        for (setting, value) in [("adam.beta1", self.beta1), ("adam.beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
+            }
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            let expected = "a finite number, at least 0";
+            return Err(TuneError::setting("adam.weight_decay", self.weight_decay, expected));
+        }
+        Ok(())
     }
 }
 

@@ -88,6 +88,15 @@ impl FrozenTarget {
         self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype())
     }
 
+    /// Returns the LM head's rows of token ids, `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// Candle's errors: an id outside the vocabulary, out of memory.
+    pub fn lm_head_rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(self.device())?;
+        self.lm_head.index_select(&ids, 0)?.to_dtype(self.dtype())
+    }
+
     /// Returns the head counts, head size and norm epsilon of attention, which all layers share.
     pub fn heads(&self) -> Heads {
         Heads { shape: self.config.attention, eps: f64::from(self.config.rms_norm_eps) }

@@ -1,21 +1,17 @@
 //! The arguments of the command `flexdraft-tune`.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use candle_core::Device;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use flexdraft::acceptance::Rule;
-use flexdraft::decode::Mode;
-use flexdraft::device::Precision;
-use flexdraft_tune::TuneError;
-use flexdraft_tune::tune::Compute;
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+use super::chain_args::{ChainArgs, HeadroomArgs};
+use super::values::{DraftingMode, Dtype, RuleChoice, TensorDevice};
 
 /// Makes drafters for FlexDraft
 ///
 /// A drafter lets a language model, the target, write several tokens per step without changing its output. `data` lets
-/// the target write text, `tune` trains a drafter to predict that text, and `eval` measures the drafter. `pretrain`
-/// makes a small target to try this with. No command changes a target.
+/// the target write text, `tune` trains a drafter to predict that text, `chain` improves it, and `eval` measures it.
+/// `pretrain` makes a small target to try this with. No command changes a target.
 ///
 /// Exit codes: 0 for success, 2 for a mistake in the arguments or in a file that they name, 1 for any other failure.
 #[derive(Debug, Parser)]
@@ -45,6 +41,15 @@ pub enum Command {
     /// (drafter/), the settings (settings.json), the metrics (metrics.jsonl) and a checkpoint. If a run was stopped,
     /// the same command continues it from the checkpoint.
     Tune(TuneArgs),
+    /// Train the chain of a drafter that stays as it is
+    ///
+    /// A chain (Chained Calibration) lets each slot of a draft know the token of the slot before: it corrects the logits of
+    /// the slot's likeliest token ids. Training takes minutes, because the drafter's own logits are computed once.
+    ///
+    /// The folder --out gets the drafter with its best chain so far, measured by the acceptance length τ on held-out
+    /// transcripts (drafter/), the settings (settings.json), the metrics (metrics.jsonl) and a checkpoint. If a run was
+    /// stopped, the same command continues it from the checkpoint.
+    Chain(ChainArgs),
     /// Make a small target from text
     ///
     /// The command trains a byte-level BPE tokenizer and a model of the Qwen3 architecture, both from nothing. The
@@ -59,6 +64,13 @@ pub enum Command {
     /// slot of a draft is accepted, and how far the drafter's confidences are from its acceptance rates. Greedy tokens
     /// and the tokens of `--rule match` are compared with plain decoding; a difference is an error.
     Eval(EvalArgs),
+    /// Tell what a chain could gain, by walking a drafter along greedy transcripts
+    ///
+    /// The command needs no chain and decodes nothing. It prints how often the right token is among the K likeliest ids of
+    /// each slot (recall), the acceptance length τ of the drafter, with its chain if it has one, the τ that a chain could
+    /// reach if it always chose right among the K ids (the oracle's τ), and the τ of counted trigrams. The larger the
+    /// distance between the drafter's τ and the oracle's, the more training a chain can gain.
+    Headroom(HeadroomArgs),
     /// Draw the loss and the held-out acceptance length of runs as an SVG picture
     Curves(CurvesArgs),
 }
@@ -391,116 +403,6 @@ pub struct CurvesArgs {
     pub out: PathBuf,
 }
 
-/// A decoding mode with drafts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DraftingMode {
-    /// In the pass that verifies the current block
-    #[default]
-    Parallel,
-    /// In a pass of its own, after the current block was verified
-    Sequential,
-}
-
-impl From<DraftingMode> for Mode {
-    fn from(choice: DraftingMode) -> Self {
-        match choice {
-            DraftingMode::Parallel => Self::Parallel,
-            DraftingMode::Sequential => Self::Sequential,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum RuleChoice {
-    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual
-    #[default]
-    Rejection,
-    /// Accepts the whole block at once, and at least as much on average as `rejection`
-    Block,
-    /// Accepts while the target draws the same token; gives the tokens of plain decoding with this seed
-    Match,
-    /// Accepts while an independent draw of the target gives the same token, for comparison
-    IndependentMatch,
-}
-
-impl From<RuleChoice> for Rule {
-    fn from(choice: RuleChoice) -> Self {
-        match choice {
-            RuleChoice::Rejection | RuleChoice::IndependentMatch => Self::Rejection,
-            RuleChoice::Block => Self::Block,
-            RuleChoice::Match => Self::Match,
-        }
-    }
-}
-
-/// The argument that names the device of candle's tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TensorDevice {
-    Cpu,
-    Cuda(usize),
-}
-
-impl FromStr for TensorDevice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("cuda:").map(str::parse) {
-            Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
-            None if text == "cpu" => Ok(Self::Cpu),
-            _ => Err("expected `cpu` or `cuda:N`, such as `cuda:0`".into()),
-        }
-    }
-}
-
-impl TensorDevice {
-    /// Opens the device for candle's tensors.
-    pub fn open(self) -> Result<Device, TuneError> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(ordinal) if !cfg!(feature = "cuda") => {
-                let expected = "`cpu`, because this build lacks the feature `cuda`";
-                Err(TuneError::setting("--device", format!("cuda:{ordinal}"), expected))
-            }
-            Self::Cuda(ordinal) => Ok(Device::new_cuda(ordinal)?),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    #[default]
-    F32,
-    Bf16,
-}
-
-impl Dtype {
-    /// Returns the number type's name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-impl From<Dtype> for Compute {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl From<Dtype> for Precision {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -535,6 +437,7 @@ mod tests {
     #[test]
     fn the_help_shows_the_defaults_of_settings() {
         defaults_are_shown("tune", &serde_json::to_value(tune::Settings::default()).unwrap());
+        defaults_are_shown("chain", &serde_json::to_value(tune::ChainSettings::default()).unwrap());
         let settings = serde_json::to_value(PretrainSettings::default()).unwrap();
         defaults_are_shown("pretrain", &settings);
         defaults_are_shown("pretrain", &settings["shape"]);

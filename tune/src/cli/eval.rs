@@ -1,7 +1,6 @@
 //! The command `flexdraft-tune eval`, which measures a drafter.
 
 use std::collections::HashSet;
-use std::io::{self, Write};
 use std::path::Path;
 
 use flexdraft::decode::{Confidence, ConfidenceStrategy, Engine};
@@ -13,9 +12,10 @@ use flexdraft_tune::generated::{Decoding, Evaluation, evaluate, walk_greedy};
 use flexdraft_tune::transcripts::{self, Transcript};
 use flexdraft_tune::{Result, TuneError};
 
-use super::args::{EvalArgs, RuleChoice};
+use super::args::EvalArgs;
 use super::progress::Progress;
-use super::{models, prompts};
+use super::values::RuleChoice;
+use super::{models, output, prompts};
 
 /// Measures a drafter on the prompts that the arguments name.
 pub fn eval(args: &EvalArgs) -> Result<()> {
@@ -67,15 +67,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if args.card {
         write_card(args, drafter.config.block_size, report.tau)?;
     }
-    let text = match args.json {
-        true => serde_json::to_string(&report).map(|json| json + "\n").map_err(io::Error::from),
-        false => Ok(report.to_string()),
-    };
-    match text.and_then(|text| io::stdout().write_all(text.as_bytes())) {
-        // The reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(TuneError::io("write", "stdout")),
-    }
+    output::print(&report, args.json)
 }
 
 /// Writes the measured acceptance length into the drafter's card, under the name of the prompts' file.

@@ -1,18 +1,24 @@
 //! The command line of `flexdraft-tune`: one module per command, and the code that commands share.
 
 mod args;
+mod chain;
+mod chain_args;
 mod curves;
 mod data;
 mod eval;
 mod exit;
 #[cfg(feature = "nccl")]
 mod gpus;
+mod headroom;
 mod models;
+mod output;
 mod pretrain;
 mod progress;
 mod prompts;
 mod show;
+mod training;
 mod tune;
+mod values;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -53,9 +59,11 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Data(args) => data::data(args),
         Command::Tune(args) => tune::tune(args),
+        Command::Chain(args) => chain::chain(args),
         Command::Pretrain(args) => pretrain::pretrain(args),
         Command::Show(args) => show::show(args),
         Command::Eval(args) => eval::eval(args),
+        Command::Headroom(args) => headroom::headroom(args),
         Command::Curves(args) => curves::curves(args),
     }
 }

@@ -8,5 +8,5 @@ mod walked;
 
 pub use decoding::Decoding;
 pub use evaluate::{Evaluation, Progress, evaluate};
-pub use report::{Bin, Continuation, Report, Slot};
+pub use report::{Continuation, Report, Slot};
 pub use walked::{Walked, walk_greedy};

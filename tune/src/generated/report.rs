@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decoding::Run;
 use super::walked::Walked;
-
-/// Number of bins of the reliability diagram, of equal width.
-const BINS: usize = 10;
+use crate::calibration::{BINS, Bin, Calibration};
 
 /// Acceptance counts of one slot of the block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,17 +29,6 @@ impl Slot {
     pub fn conditional_acceptance(&self) -> f64 {
         ratio(self.accepted, self.reached)
     }
-}
-
-/// A bin of the reliability diagram: drafts with similar confidence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Bin {
-    /// Number of drafts that were verified with all slots before them accepted.
-    pub drafts: usize,
-    /// Mean confidence of the drafts.
-    pub confidence: f64,
-    /// Share of the drafts that were accepted.
-    pub accepted: f64,
 }
 
 /// Counts of decoding one prompt.
@@ -83,8 +70,7 @@ pub struct Report {
 #[derive(Default)]
 pub(super) struct Tally {
     slots: Vec<Slot>,
-    /// For each bin: number of drafts, sum of their confidences, number accepted.
-    bins: [(usize, f64, usize); BINS],
+    calibration: Calibration,
     prompts: Vec<Continuation>,
 }
 
@@ -99,10 +85,7 @@ impl Tally {
                 slot.accepted += usize::from(index < step.accepted);
             }
             for (index, &confidence) in confidences.iter().enumerate().take(reached) {
-                let bin = ((f64::from(confidence) * BINS as f64) as usize).min(BINS - 1);
-                self.bins[bin].0 += 1;
-                self.bins[bin].1 += f64::from(confidence);
-                self.bins[bin].2 += usize::from(index < step.accepted);
+                self.calibration.add(confidence, index < step.accepted);
             }
         }
         self.prompts.push(Continuation {
@@ -116,23 +99,12 @@ impl Tally {
         let sum = |of: fn(&Continuation) -> usize| self.prompts.iter().map(of).sum::<usize>();
         let (tokens, steps, accepted) = (sum(|p| p.tokens), sum(|p| p.steps), sum(|p| p.accepted));
         let read = self.prompts.iter().filter(|prompt| prompt.tokens > 0).count();
-        let drafts: usize = self.bins.iter().map(|bin| bin.0).sum();
-        let reliability: Vec<Bin> = self
-            .bins
-            .iter()
-            .map(|&(drafts, confidence, accepted)| Bin {
-                drafts,
-                confidence: if drafts == 0 { 0.0 } else { confidence / drafts as f64 },
-                accepted: ratio(accepted, drafts),
-            })
-            .collect();
-        let distance = |bin: &Bin| ratio(bin.drafts, drafts) * (bin.confidence - bin.accepted).abs();
         Report {
             tau: if steps == 0 { 1.0 } else { ratio(accepted + steps, steps) },
             passes_per_token: ratio(steps, tokens - read),
             compared,
-            calibration_error: reliability.iter().map(distance).sum(),
-            reliability,
+            calibration_error: self.calibration.error(),
+            reliability: self.calibration.reliability(),
             slots: self.slots,
             prompts: self.prompts,
             walk: None,

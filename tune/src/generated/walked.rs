@@ -7,17 +7,13 @@ use flexdraft::model::{DrafterWeights, TargetWeights};
 use serde::{Deserialize, Serialize};
 
 use super::decoding::Decoding;
+use crate::chain::ChainHeads;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError};
-use crate::shortlist::Shortlist;
+use crate::headroom::{Headroom, Source, measure};
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
-use crate::tune::Corpus;
-use crate::tune::walk::{Walk, walk};
-
-/// Memory for the keys and values of transcripts, in GiB; keys and values beyond it are computed again for every part
-/// of a walk.
-const KEPT_GIB: f64 = 1.0;
+use crate::tune::walk::Walk;
 
 /// The result of walking transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +27,8 @@ pub struct Walked {
     /// Sums over all walked transcripts.
     #[serde(flatten)]
     pub walk: Walk,
+    /// What bounds the acceptance length along these transcripts.
+    pub headroom: Headroom,
 }
 
 /// Walks the first `max_new_tokens` tokens of each transcript's response, with the confidence settings of `decoding`.
@@ -70,11 +68,17 @@ pub fn walk_greedy(
         .collect();
     let (count, not_greedy) = (greedy.len(), transcripts.len() - greedy.len());
     let target = FrozenTarget::new(weights, DType::F32, &Device::Cpu)?;
+    let chain = drafter.chain.as_ref().map(|chain| ChainHeads::from_weights(&target, chain)).transpose()?;
     let drafter = Drafter::from_weights(weights, &target, drafter)?;
-    let mut corpus = Corpus::new(greedy, drafter.tail_layers(), KEPT_GIB, &target);
-    let shortlist = Shortlist::All(weights.config.vocab_size);
-    let walk = walk(&drafter, &target, &mut corpus, &shortlist, count, &decoding.confidence)?;
-    Ok(Walked { tau: walk.tau(), transcripts: count, not_greedy, walk })
+    let source = Source {
+        target: &target,
+        drafter: &drafter,
+        chain: chain.as_ref(),
+        confidence: decoding.confidence,
+        counted: None,
+    };
+    let (walk, headroom) = measure(source, &greedy)?;
+    Ok(Walked { tau: walk.tau(), transcripts: count, not_greedy, walk, headroom })
 }
 
 impl fmt::Display for Walked {
@@ -89,6 +93,6 @@ impl fmt::Display for Walked {
         if *not_greedy > 0 {
             write!(f, "; {not_greedy} left out, which greedy decoding does not write")?;
         }
-        Ok(())
+        write!(f, "\n{}", self.headroom.to_string().trim_end())
     }
 }

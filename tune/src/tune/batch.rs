@@ -65,9 +65,20 @@ pub fn picks(
     seed: u64,
 ) -> Result<Vec<Pick>> {
     let [sequences, anchors] = size;
-    let key = [seed as u32, (seed >> 32) as u32];
     let mut picks = Vec::with_capacity(sequences);
+    for (picked, epoch) in in_order(usable, step, sequences, seed) {
+        let anchors = choose_anchors(transcript(transcripts, picked)?, picked, epoch, anchors, seed);
+        picks.push(Pick { transcript: picked, anchors });
+    }
+    Ok(picks)
+}
+
+/// Returns the transcripts of a training step, each with its epoch. Each epoch has its own order of transcripts, without
+/// repetition.
+pub(super) fn in_order(usable: &[usize], step: usize, sequences: usize, seed: u64) -> Vec<(usize, usize)> {
+    let key = [seed as u32, (seed >> 32) as u32];
     let mut order = (usize::MAX, Vec::new());
+    let mut found = Vec::with_capacity(sequences);
     for index in step * sequences..(step + 1) * sequences {
         let epoch = index / usable.len().max(1);
         if order.0 != epoch {
@@ -75,14 +86,40 @@ pub fn picks(
             shuffled.sort_by_key(|&i| philox([i as u32, epoch as u32, 0, 1], key));
             order = (epoch, shuffled);
         }
-        let Some(&picked) = order.1.get(index % usable.len().max(1)) else { continue };
-        let mut chosen: Vec<usize> = anchor_range(transcript(transcripts, picked)?).collect();
-        chosen.sort_by_key(|&p| philox([p as u32, picked as u32, epoch as u32, 2], key));
-        chosen.truncate(anchors);
-        chosen.sort_unstable();
-        picks.push(Pick { transcript: picked, anchors: chosen });
+        found.extend(order.1.get(index % usable.len().max(1)).map(|&picked| (picked, epoch)));
     }
-    Ok(picks)
+    found
+}
+
+/// Returns `count` anchors of a transcript, ascending, or all if there are fewer; each draw gives others.
+pub(super) fn choose_anchors(
+    transcript: &Transcript,
+    index: usize,
+    draw: usize,
+    count: usize,
+    seed: u64,
+) -> Vec<usize> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let mut chosen: Vec<usize> = anchor_range(transcript).collect();
+    chosen.sort_by_key(|&p| philox([p as u32, index as u32, draw as u32, 2], key));
+    chosen.truncate(count);
+    chosen.sort_unstable();
+    chosen
+}
+
+impl Part {
+    fn new(transcripts: &[Transcript], pick: Pick, clean: CleanTokens) -> Result<Self> {
+        let Pick { transcript: index, anchors } = pick;
+        let tokens = transcript(transcripts, index)?.tokens();
+        let bonus = |&anchor: &usize| {
+            let last = tokens.len().saturating_sub(1);
+            let reason = || format!("anchor {anchor} must be below {last}, the position of the last token");
+            let bonus = anchor.checked_add(1).and_then(|next| tokens.get(next)).copied();
+            bonus.ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
+        };
+        let bonuses = anchors.iter().map(bonus).collect::<Result<_>>()?;
+        Ok(Self { anchors, bonuses, clean })
+    }
 }
 
 impl Batch {
@@ -93,20 +130,19 @@ impl Batch {
     /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; candle's
     /// errors: out of memory.
     pub fn new(corpus: &mut Corpus, target: &FrozenTarget, picks: Vec<Pick>) -> Result<Self> {
-        let part = |Pick { transcript: index, anchors }| {
-            let clean = corpus.clean(target, index)?;
-            let tokens = transcript(corpus.transcripts(), index)?.tokens();
-            let bonus = |&anchor: &usize| {
-                let last = tokens.len().saturating_sub(1);
-                let reason =
-                    || format!("anchor {anchor} must be below {last}, the position of the last token");
-                let bonus = anchor.checked_add(1).and_then(|next| tokens.get(next)).copied();
-                bonus.ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
-            };
-            let bonuses = anchors.iter().map(bonus).collect::<Result<_>>()?;
-            Ok(Part { anchors, bonuses, clean })
+        let part = |pick: Pick| {
+            let clean = corpus.clean(target, pick.transcript)?;
+            Part::new(corpus.transcripts(), pick, clean)
         };
         picks.into_iter().map(part).collect::<Result<_>>().map(Self)
+    }
+
+    /// Collects anchors of one transcript, with the keys and values of its tokens.
+    ///
+    /// # Errors
+    /// [`TuneError::Pick`] for a transcript that does not exist, or an anchor without a bonus token.
+    pub fn of_clean(transcripts: &[Transcript], pick: Pick, clean: CleanTokens) -> Result<Self> {
+        Ok(Self(vec![Part::new(transcripts, pick, clean)?]))
     }
 
     /// Returns the mask rows of the batch.

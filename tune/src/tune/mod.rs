@@ -1,8 +1,12 @@
-//! The training loop of Attention Tuning and Bonus-guided Calibration.
+//! The training loops of Attention Tuning with Bonus-guided Calibration, and of Chained Calibration.
 
 mod batch;
+mod chain_run;
+mod chain_settings;
+mod checks;
 mod clean;
 mod description;
+mod kept_slots;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 mod ranks;
@@ -11,6 +15,8 @@ mod settings;
 pub mod walk;
 
 pub use batch::{Batch, Pick, SlotLabels, labelled_rows};
+pub use chain_run::{FrozenSource, run_chain};
+pub use chain_settings::{ChainSettings, Kind};
 pub use clean::Corpus;
 pub use ranks::{Alone, Place, Ranks};
 pub use run::{Observer, Outcome, StepMetrics, run};

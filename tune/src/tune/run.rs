@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use flexdraft::model::{ModelConfig, TargetWeights};
+use flexdraft::model::TargetWeights;
 use serde::Serialize;
 
-use super::batch::{Batch, Pick, SlotLabels, anchor_range, labelled_rows, picks};
+use super::batch::{Batch, Pick, SlotLabels, labelled_rows, picks};
+use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::clean::Corpus;
 use super::description::{Description, Evaluated, check_same_run, of_transcripts};
 use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::Settings;
-use super::walk::{Walk, walk};
+use super::walk::{Drafting, Walk, walk};
 use crate::checkpoint;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError};
@@ -25,9 +26,6 @@ use crate::optimizer::AdamW;
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
-
-/// The unit of held-out text that an evaluation needs.
-const TO_WALK: &str = "held-out transcripts with two response tokens, among those that an evaluation walks";
 
 /// Number of transcripts that the initial mask embedding is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
@@ -99,28 +97,13 @@ pub fn run(
         return Err(TuneError::setting("sequences", settings.sequences, expected));
     }
     fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
-    let usable: Vec<usize> = train
-        .iter()
-        .enumerate()
-        .filter(|(_, t)| !anchor_range(t).is_empty())
-        .map(|(index, _)| index)
-        .collect();
-    for (number, transcript) in train.iter().chain(&heldout).enumerate() {
-        check_transcript(number, transcript, &weights.config)?;
-    }
-    let for_a_step = "training transcripts with two response tokens, one per sequence of a step";
-    let evaluated = heldout.iter().take(settings.evaluate_on);
-    let walked = evaluated.filter(|transcript| transcript.response.len() >= 2).count();
-    for (found, unit, needed) in [(usable.len(), for_a_step, settings.sequences), (walked, TO_WALK, 1)] {
-        if found < needed {
-            return Err(TuneError::TooLittleData { path: out.into(), found, unit, needed });
-        }
-    }
+    let amounts = Amounts { sequences: settings.sequences, evaluate_on: settings.evaluate_on };
+    let usable = usable_transcripts(&train, &heldout, &weights.config, amounts, out)?;
     let target = FrozenTarget::new(weights, settings.compute.into(), device)?;
     let mut state = State::start(weights, target, train, heldout, settings, ranks, out)?;
     state.agree()?;
     if ranks.rank() == 0 {
-        write_settings(&out.join("settings.json"), settings)?;
+        checkpoint::write_json(&out.join("settings.json"), settings)?;
     }
     let begun = Instant::now();
     while state.description.step < settings.steps {
@@ -348,14 +331,15 @@ impl<'a> State<'a> {
 
     /// Walks the held-out transcripts, and exports the drafter if its acceptance length is the best so far.
     fn evaluate(&mut self) -> Result<Walk> {
-        self.check_weights()?;
+        check_weights(&self.optimizer, self.description.step, self.saved)?;
         let own = self.parameters()?;
         if !self.mean.is_empty() {
             self.drafter.load(&self.mean)?;
         }
         let confidence = self.settings.confidence();
         let (count, shortlist) = (self.settings.evaluate_on, &self.shortlist);
-        let walk = walk(&self.drafter, &self.target, &mut self.heldout, shortlist, count, &confidence)?;
+        let drafting = Drafting { target: &self.target, drafter: &self.drafter, chain: None, shortlist };
+        let walk = walk(drafting, &mut self.heldout, count, &confidence)?;
         let Some(tau) = walk.tau() else {
             return Err(TuneError::TooLittleData {
                 path: self.out.into(),
@@ -378,24 +362,6 @@ impl<'a> State<'a> {
         Ok(walk)
     }
 
-    /// Checks that every weight is finite: a step with a finite gradient but an absurd learning rate leaves weights that
-    /// are not.
-    fn check_weights(&self) -> Result<()> {
-        for parameter in self.drafter.parameters() {
-            // Zero times infinity is not a number, nor is a sum with it.
-            let zeros = parameter.var.as_detached_tensor().affine(0.0, 0.0)?;
-            let sum = zeros.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            if !sum.is_finite() {
-                return Err(TuneError::WeightsNotFinite {
-                    tensor: parameter.name.clone(),
-                    step: self.description.step,
-                    checkpoint: self.saved,
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Returns copies of the drafter's weights, by name.
     fn parameters(&self) -> Result<HashMap<String, Tensor>> {
         let parameters = self.drafter.parameters().iter();
@@ -407,39 +373,10 @@ impl<'a> State<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        self.check_weights()?;
+        check_weights(&self.optimizer, self.description.step, self.saved)?;
         let mut tensors = self.optimizer.state();
         tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
         checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)
-    }
-}
-
-fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
-    let json = serde_json::to_string_pretty(settings)
-        .map_err(|error| TuneError::File { path: path.into(), reason: error.to_string() })?;
-    checkpoint::write_whole(path, (json + "\n").as_bytes())
-}
-
-/// Checks that a transcript has tokens, no more than the target's context, and only ids of the target's vocabulary.
-fn check_transcript(number: usize, transcript: &Transcript, target: &ModelConfig) -> Result<()> {
-    let tokens = transcript.tokens();
-    if tokens.is_empty() {
-        let found = format!("0 in transcript {number}");
-        return Err(TuneError::setting("the number of tokens", found, "at least 1"));
-    }
-    if tokens.len() > target.context_len {
-        let (found, expected) =
-            (format!("{} in transcript {number}", tokens.len()), format!("at most {}", target.context_len));
-        return Err(TuneError::setting("the number of tokens", found, expected + ", the target's context"));
-    }
-    let vocab_size = target.vocab_size;
-    match tokens.iter().find(|&&token| token as usize >= vocab_size) {
-        Some(token) => {
-            let (found, expected) =
-                (format!("{token} in transcript {number}"), format!("below {vocab_size}"));
-            Err(TuneError::setting("a token id", found, expected))
-        }
-        None => Ok(()),
     }
 }
 

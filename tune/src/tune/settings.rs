@@ -141,31 +141,21 @@ impl Settings {
             ("gamma", self.gamma),
             ("learning_rate", self.learning_rate),
             ("calibrator_rate", self.calibrator_rate),
-            ("adam.clip", self.adam.clip),
-            ("adam.eps", self.adam.eps),
         ];
         for (setting, value) in positive {
             if !(value.is_finite() && value > 0.0) {
                 return Err(TuneError::setting(setting, value, "a finite number above 0"));
             }
         }
-        let shares = [
-            ("warmup", self.warmup),
-            ("ema", self.ema),
-            ("threshold", f64::from(self.threshold)),
-            ("adam.beta1", self.adam.beta1),
-            ("adam.beta2", self.adam.beta2),
-        ];
+        let shares = [("warmup", self.warmup), ("ema", self.ema), ("threshold", f64::from(self.threshold))];
         for (setting, value) in shares {
             if !(0.0..1.0).contains(&value) {
                 return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
             }
         }
-        let amounts = [("adam.weight_decay", self.adam.weight_decay), ("kept_gib", self.kept_gib)];
-        for (setting, value) in amounts {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(TuneError::setting(setting, value, "a finite number, at least 0"));
-            }
+        self.adam.validate()?;
+        if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
+            return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
         }
         if self.rank == 0 && self.shortlist > 0 {
             // Only the bias of a calibrator keeps the other ids from being drafted.

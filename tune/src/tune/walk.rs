@@ -2,16 +2,21 @@
 //! decoding would. On a greedy transcript the target's tokens are known, so it is enough to draft at every
 //! position and to walk from step to step as decoding would.
 
+use std::ops::Range;
+
 use flexdraft::decode::Confidence;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Batch, Pick};
 use super::clean::Corpus;
+use crate::calibration::Calibration;
+use crate::chain::{ChainHeads, ChainSlots};
 use crate::drafter::Drafter;
 use crate::error::Result;
 use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
+use crate::transcripts::Transcript;
 
 /// Number of anchors (positions of a transcript at which a draft begins) in one pass.
 const ANCHORS: usize = 64;
@@ -28,12 +33,32 @@ pub struct Walk {
     pub reached: Vec<usize>,
     /// For slots 1, 2, …: how often the slot was accepted.
     pub accepted: Vec<usize>,
+    /// The confidences of the drafts that were verified with all slots before them accepted.
+    #[serde(skip)]
+    pub calibration: Calibration,
 }
 
 impl Walk {
     /// Returns the acceptance length τ, the tokens per step, or `None` if there are no steps.
     pub fn tau(&self) -> Option<f64> {
         (self.steps > 0).then(|| self.tokens as f64 / self.steps as f64)
+    }
+
+    /// Adds the decoding steps along one transcript to the counts. `predictions` are the drafts of `slots` tokens after
+    /// each of the [`drafted_positions`].
+    pub fn take_transcript(
+        &mut self,
+        transcript: &Transcript,
+        predictions: &[Prediction],
+        slots: usize,
+        confidence: &Confidence,
+    ) {
+        let first = drafted_positions(transcript).start;
+        self.take(&transcript.tokens(), first, confidence, |anchor| {
+            let first = (anchor - first) * slots;
+            let block = predictions.get(first..first + slots)?;
+            Some((block.iter().map(|p| p.token).collect(), block.iter().map(|p| p.confidence).collect()))
+        });
     }
 
     /// Adds the decoding steps along one transcript to the counts. `draft` returns the tokens and confidences
@@ -63,9 +88,52 @@ impl Walk {
             }
             self.reached[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
             self.accepted[..accepted].iter_mut().for_each(|count| *count += 1);
+            let reached = confidences.iter().take(verify_len.min(accepted + 1)).enumerate();
+            reached.for_each(|(slot, &confidence)| self.calibration.add(confidence, slot < accepted));
             anchor = n + accepted;
         }
     }
+}
+
+/// A drafter, and what its drafts depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Drafting<'a> {
+    /// The drafter's target.
+    pub target: &'a FrozenTarget,
+    /// The drafter.
+    pub drafter: &'a Drafter,
+    /// The chain of the drafter's slots; `None` if slots are drawn independently.
+    pub chain: Option<&'a ChainHeads>,
+    /// The ids that may be drafted.
+    pub shortlist: &'a Shortlist,
+}
+
+impl Drafting<'_> {
+    /// Returns the greedy drafts after each anchor of a batch, slot after slot. Their tokens are token ids.
+    ///
+    /// # Errors
+    /// Candle's errors: out of memory.
+    pub fn draft(&self, batch: &Batch) -> Result<Vec<Prediction>> {
+        let Self { target, drafter, chain, shortlist } = *self;
+        let rows = batch.rows(drafter.block_size());
+        let slots = drafter.forward(target, &rows)?;
+        if let Some(chain) = chain {
+            let top_k = chain.config().top_k;
+            let slots = ChainSlots::new(drafter, &slots, &rows.bonuses, shortlist, top_k, true)?;
+            return Ok(chain.draft(target, &slots)?);
+        }
+        let (head, calibration) = drafter.factors(&slots);
+        let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
+        let mut predictions = predict(&factors)?;
+        predictions.iter_mut().for_each(|prediction| prediction.token = shortlist.id(prediction.token));
+        Ok(predictions)
+    }
+}
+
+/// Returns the positions of a transcript after which decoding may draft: from the last token of the prompt to the token
+/// before the last one, which is the last one's bonus token.
+pub fn drafted_positions(transcript: &Transcript) -> Range<usize> {
+    transcript.prompt.len().saturating_sub(1)..transcript.len().saturating_sub(1)
 }
 
 /// Counts the decoding steps along the first `count` transcripts, which must be greedy transcripts of the
@@ -74,44 +142,24 @@ impl Walk {
 /// # Errors
 /// Candle's errors: out of memory.
 pub fn walk(
-    drafter: &Drafter,
-    target: &FrozenTarget,
+    drafting: Drafting<'_>,
     corpus: &mut Corpus,
-    shortlist: &Shortlist,
     count: usize,
     confidence: &Confidence,
 ) -> Result<Walk> {
     let mut walk = Walk::default();
-    let slots = drafter.block_size() - 1;
+    let slots = drafting.drafter.block_size() - 1;
     for transcript in 0..count.min(corpus.transcripts().len()) {
-        let first = corpus.transcripts()[transcript].prompt.len().saturating_sub(1);
-        // The last anchor is the position before the last token of the transcript: the last token is its bonus
-        // token.
-        let end = corpus.transcripts()[transcript].len().saturating_sub(1);
+        let positions = drafted_positions(&corpus.transcripts()[transcript]);
         let mut predictions: Vec<Prediction> = Vec::new();
-        for start in (first..end).step_by(ANCHORS) {
-            let anchors = (start..(start + ANCHORS).min(end)).collect();
-            let batch = Batch::new(corpus, target, vec![Pick { transcript, anchors }])?;
-            predictions.extend(draft(drafter, target, &batch)?);
+        for start in positions.clone().step_by(ANCHORS) {
+            let anchors = (start..(start + ANCHORS).min(positions.end)).collect();
+            let batch = Batch::new(corpus, drafting.target, vec![Pick { transcript, anchors }])?;
+            predictions.extend(drafting.draft(&batch)?);
         }
-        let tokens = corpus.transcripts()[transcript].tokens();
-        walk.take(&tokens, first, confidence, |anchor| {
-            let first = (anchor - first) * slots;
-            let block = predictions.get(first..first + slots)?;
-            Some((
-                block.iter().map(|p| shortlist.id(p.token)).collect(),
-                block.iter().map(|p| p.confidence).collect(),
-            ))
-        });
+        walk.take_transcript(&corpus.transcripts()[transcript], &predictions, slots, confidence);
     }
     Ok(walk)
-}
-
-fn draft(drafter: &Drafter, target: &FrozenTarget, batch: &Batch) -> Result<Vec<Prediction>> {
-    let slots = drafter.forward(target, &batch.rows(drafter.block_size()))?;
-    let (head, calibration) = drafter.factors(&slots);
-    let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
-    Ok(predict(&factors)?)
 }
 
 #[cfg(test)]

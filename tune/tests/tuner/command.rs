@@ -206,6 +206,52 @@ fn a_device_that_is_not_there_is_refused() {
 }
 
 #[test]
+fn a_chain_is_trained_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text: String = (0..50).map(|i| format!("def f{i}(self, x):\n    return x + {i}\n\n")).collect();
+    fs::write(path("text.py"), text).unwrap();
+    let (target, draft, data, out) = (tiny("target"), tiny("draft"), path("data"), path("run"));
+    let continued = ["data", "--target", &target, "--out", &data, "--continue", &path("text.py")];
+    succeeds(&[&continued[..], &["--count", "20", "--max-response", "16", "--held-out", "0.5"]].concat());
+
+    let chain = ["chain", "--target", &target, "--draft", &draft, "--data", &data, "--out", &out];
+    let steps = ["--steps", "3", "--rank", "4", "--evaluate-every", "2", "--kind", "hidden", "--top-k", "8"];
+    succeeds(&[&chain[..], &steps].concat());
+    let metrics = fs::read_to_string(path("run/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().filter(|line| line.contains("\"tau\"")).count(), 2);
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(path("run/drafter/config.json")).unwrap()).unwrap();
+    assert_eq!(config["flexdraft_config"]["chain_kind"], "hidden");
+    assert_eq!(config["flexdraft_config"]["chain_top_k"], 8);
+    // A run is not continued with another kind.
+    let error = is_refused(&[&chain[..], &["--steps", "3", "--rank", "4", "--top-k", "8"]].concat());
+    assert!(error.contains("another configuration: kind: \"hidden\" there, kind: \"pair\" now"), "{error}");
+    let error = is_refused(&[&chain[..], &["--rank", "0"]].concat());
+    assert!(error.contains("rank is 0, expected at least 1"), "{error}");
+
+    let unseen = path("data/heldout.jsonl");
+    let headroom = ["headroom", "--target", &target, "--transcripts", &unseen];
+    let table = succeeds(&[&headroom[..], &["--draft", &path("run/drafter")]].concat());
+    for line in
+        ["τ without the chain", "τ with the chain", "oracle's τ at 8", "back-off trigram's τ", "recall at 8"]
+    {
+        assert!(table.contains(line), "{table}");
+    }
+    let json = succeeds(&[&headroom[..], &["--draft", &draft, "--json", "--limit", "2"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((json["top_k"].as_u64(), json["chained_tau"].as_f64()), (Some(16), None));
+    assert!(json["oracle_tau"].as_f64() >= json["tau"].as_f64());
+    let table =
+        succeeds(&["eval", "--target", &target, "--draft", &path("run/drafter"), "--transcripts", &unseen]);
+    assert!(table.contains("headroom closed") && table.contains("same tokens"), "{table}");
+    let error = is_refused(&[&headroom[..], &["--draft", &draft, "--max-new-tokens", "1"]].concat());
+    assert!(error.contains("expected at least 1 transcripts with two response tokens, found 0"), "{error}");
+    let error = is_refused(&[&headroom[..], &["--draft", &draft, "--confidence-threshold", "1"]].concat());
+    assert!(error.contains("--confidence-threshold is 1, expected at least 0 and below 1"), "{error}");
+}
+
+#[test]
 fn tuning_takes_whole_folders_of_its_own_target_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

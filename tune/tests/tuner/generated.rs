@@ -2,16 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Engine, Mode};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::model::weights::{ChainConfig, ChainKind};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 use flexdraft::sampling::SamplingParams;
+use flexdraft_tune::chain::{ChainHeads, ChainShape, export_chain};
+use flexdraft_tune::drafter::Drafter;
 use flexdraft_tune::engine_size::engine_options;
 use flexdraft_tune::generated::{Decoding, Evaluation, Report, evaluate, walk_greedy};
+use flexdraft_tune::headroom::{Source, measure};
+use flexdraft_tune::target::FrozenTarget;
 use flexdraft_tune::transcripts::Transcript;
 use flexdraft_tune::tune::walk::Walk;
 use flexdraft_tune::{Result, TuneError};
+
+use crate::common;
 
 fn pair() -> (TargetWeights, DrafterWeights) {
     let fixtures: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
@@ -20,12 +28,25 @@ fn pair() -> (TargetWeights, DrafterWeights) {
     (target, drafter)
 }
 
-fn engine(with_drafter: bool) -> Engine<Cpu> {
-    let (target, drafter) = pair();
+/// Returns the bundled drafter with a chain of random weights.
+fn chained(target: &TargetWeights, kind: ChainKind) -> DrafterWeights {
+    let frozen = FrozenTarget::new(target, DType::F32, &Device::Cpu).unwrap();
+    let chain = common::chain(&frozen, ChainShape { config: ChainConfig { kind, top_k: 4 }, rank: 2 });
+    let source: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny/draft");
+    let dir = tempfile::tempdir().unwrap();
+    export_chain(&source, dir.path(), &chain).unwrap();
+    DrafterWeights::read(dir.path(), &target.config).unwrap()
+}
+
+fn engine_of(target: &TargetWeights, drafter: Option<&DrafterWeights>) -> Engine<Cpu> {
     let options = engine_options(&target.config, 80, 8, 4);
     let cpu = Cpu::new(CpuOptions::default()).unwrap();
-    let model = Model::new(cpu, &target, with_drafter.then_some(&drafter)).unwrap();
-    Engine::new(model, Mode::Autoregressive, options).unwrap()
+    Engine::new(Model::new(cpu, target, drafter).unwrap(), Mode::Autoregressive, options).unwrap()
+}
+
+fn engine(with_drafter: bool) -> Engine<Cpu> {
+    let (target, drafter) = pair();
+    engine_of(&target, with_drafter.then_some(&drafter))
 }
 
 fn decoding() -> Decoding {
@@ -101,8 +122,8 @@ fn what_cannot_be_evaluated_is_an_error() {
 }
 
 /// Returns the target's own greedy transcripts, and the evaluation that decoded them.
-fn greedy(decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
-    let evaluation = evaluate(&mut engine(true), &prompts(), decoding, &mut |_| ()).unwrap();
+fn greedy(engine: &mut Engine<Cpu>, decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
+    let evaluation = evaluate(engine, &prompts(), decoding, &mut |_| ()).unwrap();
     let pairs = prompts().into_iter().zip(evaluation.responses.iter().cloned());
     (pairs.map(|(prompt, response)| Transcript { prompt, response }).collect(), evaluation)
 }
@@ -111,18 +132,20 @@ fn greedy(decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
 /// beyond the end of the transcript, which it then drops.
 #[test]
 fn a_walk_takes_the_steps_of_decoding() {
-    let (target, drafter) = pair();
-    for threshold in [0.0, 0.01, 0.3] {
+    let (target, plain) = pair();
+    let [pair, hidden] = ChainKind::ALL.map(|kind| chained(&target, kind));
+    for (drafter, threshold) in [(&plain, 0.0), (&plain, 0.01), (&plain, 0.3), (&pair, 0.3), (&hidden, 0.01)]
+    {
         let confidence = Confidence { threshold, ..Confidence::default() };
         let decoding = Decoding { confidence, batch: 1, ..decoding() };
-        let (transcripts, Evaluation { report: whole, responses }) = greedy(&decoding);
-        let mut engine = engine(true);
+        let mut engine = engine_of(&target, Some(drafter));
+        let (transcripts, Evaluation { report: whole, responses }) = greedy(&mut engine, &decoding);
         let mut sum = (0, 0);
         for (index, transcript) in transcripts.iter().enumerate() {
             let (one, written) = (std::slice::from_ref(transcript), std::slice::from_ref(&responses[index]));
-            let walked = walk_greedy(&target, &drafter, one, written, &decoding).unwrap();
+            let walked = walk_greedy(&target, drafter, one, written, &decoding).unwrap();
             assert_eq!((walked.transcripts, walked.not_greedy), (1, 0));
-            let Walk { steps, tokens, reached, accepted } = walked.walk;
+            let Walk { steps, tokens, reached, accepted, .. } = walked.walk;
             assert!(steps > 5);
             // The first token of a response comes with its prompt.
             assert_eq!((steps, 1 + tokens), (whole.prompts[index].steps, transcript.response.len()));
@@ -138,7 +161,7 @@ fn a_walk_takes_the_steps_of_decoding() {
             sum = (sum.0 + steps, sum.1 + tokens);
         }
         // A walk along all transcripts at once gives the sum of the walks along each of them.
-        let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &decoding).unwrap();
+        let walked = walk_greedy(&target, drafter, &transcripts, &responses, &decoding).unwrap();
         assert_eq!((walked.walk.steps, walked.walk.tokens), sum);
         assert_eq!(walked.tau, Some(sum.1 as f64 / sum.0 as f64));
     }
@@ -147,7 +170,7 @@ fn a_walk_takes_the_steps_of_decoding() {
 #[test]
 fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
     let (target, drafter) = pair();
-    let (mut transcripts, Evaluation { responses, .. }) = greedy(&decoding());
+    let (mut transcripts, Evaluation { responses, .. }) = greedy(&mut engine(true), &decoding());
     // Four transcripts are altered: one token differs, one token is added, tokens at the end are missing, and
     // the response is empty.
     transcripts[0].response[20] ^= 1;
@@ -172,4 +195,37 @@ fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
         refused(&responses[1..], &decoding()),
         "the number of responses is 5, expected one per transcript, 6"
     );
+}
+
+#[test]
+fn the_headroom_is_what_a_chain_could_gain() {
+    let (target, exported) = pair();
+    let (transcripts, Evaluation { report, responses }) = greedy(&mut engine(true), &decoding());
+    let walked = walk_greedy(&target, &exported, &transcripts, &responses, &decoding()).unwrap();
+    let headroom = &walked.headroom;
+    assert_eq!((headroom.top_k, headroom.tau, headroom.chained_tau), (16, walked.tau, None));
+    assert!(headroom.oracle_tau > headroom.tau && headroom.closed.is_none());
+    assert_eq!(headroom.recall.len(), 7);
+    // A slot 1 that is accepted is among its slot's likeliest ids.
+    let accepted = walked.walk.accepted[0] as f64 / walked.walk.reached[0] as f64;
+    assert!(headroom.recall[0] > accepted && headroom.recall.iter().all(|&recall| recall <= 1.0));
+    assert!((headroom.calibration_error - report.calibration_error).abs() < 0.05);
+
+    // A chain that corrects nothing leaves the drafts as they are, and an oracle that may choose every id is always right.
+    let frozen = FrozenTarget::new(&target, DType::F32, &Device::Cpu).unwrap();
+    let drafter = Drafter::from_weights(&target, &frozen, &exported).unwrap();
+    let config = ChainConfig { kind: ChainKind::Pair, top_k: target.config.vocab_size };
+    let chain = ChainHeads::new(&frozen, ChainShape { config, rank: 2 }, 0).unwrap();
+    let confidence = Confidence { threshold: 0.0, ..Confidence::default() };
+    let source =
+        Source { target: &frozen, drafter: &drafter, chain: Some(&chain), confidence, counted: None };
+    let (walk, headroom) = measure(source, &transcripts).unwrap();
+    assert_eq!((headroom.tau, headroom.closed), (headroom.chained_tau, Some(0.0)));
+    assert_eq!(walk.tau(), headroom.tau);
+    assert!(headroom.recall.iter().all(|&recall| recall == 1.0));
+    // After the first token of a response, each step of 8 slots commits 8 of the other 47 tokens.
+    assert_eq!(headroom.oracle_tau, Some(47.0 / 6.0));
+    // Trigrams that were counted in the walked text itself draft most of it.
+    let own = measure(Source { counted: Some(&transcripts), ..source }, &transcripts).unwrap().1;
+    assert!(own.trigram_tau > headroom.trigram_tau && own.is_explained_by_counts());
 }

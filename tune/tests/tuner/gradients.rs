@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use flexdraft::model::config::Architecture;
-use flexdraft::model::weights::TargetWeights;
+use flexdraft::model::weights::{ChainConfig, ChainKind, TargetWeights};
+use flexdraft_tune::chain::{ChainShape, ChainSlots};
 use flexdraft_tune::drafter::{Drafter, DrafterShape};
-use flexdraft_tune::loss::cross_entropy;
+use flexdraft_tune::loss::{Labels, cross_entropy};
+use flexdraft_tune::optimizer::Parameter;
 use flexdraft_tune::shortlist::Shortlist;
 use flexdraft_tune::target::FrozenTarget;
 use flexdraft_tune::tune::{Batch, Corpus, Pick, SlotLabels};
@@ -60,6 +62,73 @@ fn scalar(x: &Tensor) -> f64 {
     x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
 }
 
+/// Checks the gradient of every parameter against finite differences of `loss`: the first element of each parameter and
+/// every element that is a multiple of `every` after it. Returns the number of elements.
+fn check(
+    parameters: &[Parameter],
+    gradients: &GradStore,
+    every: usize,
+    mut loss: impl FnMut() -> f64,
+) -> usize {
+    let mut checked = 0;
+    for parameter in parameters {
+        let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let values = parameter.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let set = |values: Vec<f64>| {
+            let values = Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu).unwrap();
+            parameter.var.set(&values).unwrap();
+        };
+        let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
+        assert!(largest > 0.0, "{} takes no gradient", parameter.name);
+        for index in (0..values.len()).step_by(every) {
+            let step = 1e-5;
+            let mut moved = |by: f64| {
+                let mut values = values.clone();
+                values[index] += by;
+                set(values);
+                loss()
+            };
+            let expected = (moved(step) - moved(-step)) / (2.0 * step);
+            let found = gradient[index];
+            assert!(
+                (found - expected).abs() <= 1e-6 * largest.max(1e-3),
+                "{}[{index}]: {found} and {expected}",
+                parameter.name
+            );
+            checked += 1;
+        }
+        set(values);
+    }
+    checked
+}
+
+#[test]
+fn gradients_of_a_chain_are_finite_differences() {
+    for kind in ChainKind::ALL {
+        let mut setup = Setup::new(Architecture::Qwen3, false, common::SHAPE, 20, DType::F64);
+        let Setup { target, drafter, corpus, shortlist, .. } = &mut setup;
+        let chain = common::chain(target, ChainShape { config: ChainConfig { kind, top_k: 4 }, rank: 3 });
+        let pick = Pick { transcript: 0, anchors: vec![4, 9] };
+        let batch = Batch::new(corpus, target, vec![pick]).unwrap();
+        let rows = batch.rows(4);
+        let slots = drafter.forward(target, &rows).unwrap();
+        let slots = ChainSlots::new(drafter, &slots, &rows.bonuses, shortlist, 8, true).unwrap();
+        let before = [3, 5, 3, 30, 0, 5];
+        let labels =
+            Labels { ids: vec![0, 7, 2, 1, 3, 0], weights: vec![0.25, 0.25, 0.0, 0.125, 0.25, 0.125] };
+        let loss = || {
+            let hidden = slots.hidden.as_ref();
+            chain.loss(target, &before, &slots.likeliest, hidden, &labels).unwrap().0
+        };
+        let gradients = loss().backward().unwrap();
+        let checked = check(chain.parameters(), &gradients, 5, || scalar(&loss()));
+        assert!(checked > 12, "{checked}");
+        // The frozen drafter takes no gradient from the chain.
+        assert!(drafter.parameters().iter().all(|p| gradients.get(p.var.as_tensor()).is_none()));
+    }
+}
+
 #[test]
 fn gradients_are_finite_differences() {
     for (architecture, bias, rank, listed, whole_tail) in [
@@ -72,39 +141,7 @@ fn gradients_are_finite_differences() {
         let mut setup = Setup::new(architecture, bias, shape, listed, DType::F64);
         let gradients = setup.gradients();
         let parameters: Vec<_> = setup.drafter.parameters().to_vec();
-        let mut checked = 0;
-        for parameter in &parameters {
-            let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
-            let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            let values = parameter.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            let set = |values: Vec<f64>| {
-                parameter
-                    .var
-                    .set(&Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu).unwrap())
-                    .unwrap();
-            };
-            let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
-            assert!(largest > 0.0, "{} takes no gradient", parameter.name);
-            // Finite differences check the first element of each parameter and every 37th element after it.
-            for index in (0..values.len()).step_by(37) {
-                let step = 1e-5;
-                let mut moved = |by: f64| {
-                    let mut values = values.clone();
-                    values[index] += by;
-                    set(values);
-                    scalar(&setup.loss())
-                };
-                let expected = (moved(step) - moved(-step)) / (2.0 * step);
-                let found = gradient[index];
-                assert!(
-                    (found - expected).abs() <= 1e-6 * largest.max(1e-3),
-                    "{architecture:?} {}[{index}]: {found} and {expected}",
-                    parameter.name
-                );
-                checked += 1;
-            }
-            set(values);
-        }
+        let checked = check(&parameters, &gradients, 37, || scalar(&setup.loss()));
         assert!(checked > 40);
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of making drafters: gradients, the training loop, data, evaluation, and the `flexdraft-tune` command.
 
+mod chain;
 mod command;
 mod common;
 mod data;

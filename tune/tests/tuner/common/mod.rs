@@ -13,7 +13,9 @@ use flexdraft::model::config::{Architecture, ModelConfig};
 use flexdraft::model::rope::{RopeScaling, rope};
 use flexdraft::model::weights::TargetWeights;
 use flexdraft::random::philox;
+use flexdraft_tune::chain::{ChainHeads, ChainShape};
 use flexdraft_tune::drafter::{Drafter, DrafterShape};
+use flexdraft_tune::optimizer::Parameter;
 use flexdraft_tune::shortlist::Shortlist;
 use flexdraft_tune::target::FrozenTarget;
 use flexdraft_tune::transcripts::Transcript;
@@ -66,8 +68,21 @@ pub fn drafter(
 ) -> Drafter {
     let entry = Tensor::zeros(weights.config.hidden_size, target.dtype(), &Device::Cpu).unwrap();
     let drafter = Drafter::new(weights, target, shape, shortlist, &entry, 1).unwrap();
-    let random: HashMap<String, Tensor> = drafter
-        .parameters()
+    drafter.load(&random(drafter.parameters(), target)).unwrap();
+    drafter
+}
+
+/// Returns a chain with random weights, which are exactly representable in bf16.
+pub fn chain(target: &FrozenTarget, shape: ChainShape) -> ChainHeads {
+    let chain = ChainHeads::new(target, shape, 1).unwrap();
+    let random = random(chain.parameters(), target);
+    chain.parameters().iter().for_each(|p| p.var.set(&random[&p.name]).unwrap());
+    chain
+}
+
+/// Returns random values for parameters, by name; norms are around 1.
+fn random(parameters: &[Parameter], target: &FrozenTarget) -> HashMap<String, Tensor> {
+    parameters
         .iter()
         .enumerate()
         .map(|(stream, p)| {
@@ -81,9 +96,7 @@ pub fn drafter(
             let rounded = tensor.to_dtype(DType::BF16).unwrap().to_dtype(target.dtype()).unwrap();
             (p.name.clone(), rounded)
         })
-        .collect();
-    drafter.load(&random).unwrap();
-    drafter
+        .collect()
 }
 
 /// Returns the trained parameters by name.

@@ -1,0 +1,111 @@
+//! The arguments of the commands `chain` and `headroom`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::values::{Dtype, KindChoice, TensorDevice};
+
+#[derive(Debug, Args)]
+pub struct ChainArgs {
+    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    ///
+    /// The command maps the files into memory; they must not change while it runs.
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub target: PathBuf,
+    /// The drafter's directory. The command reads it and does not change it; a chain that the drafter has is replaced in
+    /// the drafter that the command writes
+    #[arg(long, value_name = "DIR")]
+    pub draft: PathBuf,
+    /// Folder with the transcripts that `flexdraft-tune data` made
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder for the drafter and the run; the command creates it or continues the run in it
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Device that trains: `cpu`, or `cuda:N` in a build with the feature `cuda`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: TensorDevice,
+    /// JSON file with settings, such as the settings.json of another run; options on the command line override them [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// What the correction of a token id depends on: the token before and the id (`pair`), or also the slot's hidden state
+    /// (`hidden`) [default: pair]
+    #[arg(long, value_enum, help_heading = "Chain")]
+    pub kind: Option<KindChoice>,
+    /// Rank of the chain's two layers [default: 256]
+    #[arg(long, value_name = "R", help_heading = "Chain")]
+    pub rank: Option<usize>,
+    /// Number of likeliest token ids per slot that drafting corrects, 1 to 32 [default: 16]
+    #[arg(long, value_name = "K", help_heading = "Chain")]
+    pub top_k: Option<usize>,
+
+    /// Total number of training steps [default: 2000]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub steps: Option<usize>,
+    /// Transcripts per step [default: 4]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub sequences: Option<usize>,
+    /// Largest number of anchors per transcript: positions from which a block is drafted, the same in every epoch
+    /// [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub anchors: Option<usize>,
+    /// Peak learning rate [default: 0.002]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// Type that the operands of matrix products are rounded to; weights stay f32 between steps [default: f32]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub compute: Option<Dtype>,
+    /// How fast the loss forgets later slots: slot j has the weight exp(−(j − 1) / γ) [default: 4]
+    #[arg(long, value_name = "γ", help_heading = "Training")]
+    pub gamma: Option<f64>,
+    /// Seed of the initial weights, the order of the transcripts and the anchors [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<u64>,
+    /// Steps between two evaluations on the held-out transcripts [default: 200]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_every: Option<usize>,
+    /// Largest number of held-out transcripts per evaluation [default: 16]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_on: Option<usize>,
+    /// Steps between two checkpoints [default: 200]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub checkpoint_every: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct HeadroomArgs {
+    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    ///
+    /// The command maps the files into memory; they must not change while it runs.
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub target: PathBuf,
+    /// The drafter's directory
+    #[arg(long, value_name = "DIR")]
+    pub draft: PathBuf,
+    /// File with transcripts that the target wrote at temperature 0, such as heldout.jsonl
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub transcripts: PathBuf,
+    /// Transcripts whose tokens the trigrams are counted in [default: the other transcripts of --transcripts]
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub counted: Option<PathBuf>,
+    /// Use only the first N transcripts [default: all]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Walk only the first N tokens of each response [default: all]
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
+    /// Verify a draft only as far as the product of its confidences reaches this value; 0 verifies the whole draft
+    #[arg(long, value_name = "T", default_value_t = 0.01, allow_negative_numbers = true)]
+    pub confidence_threshold: f32,
+    /// Type that the operands of matrix products are rounded to; bf16 halves the memory for the weights
+    #[arg(long, value_enum, default_value_t)]
+    pub compute: Dtype,
+    /// Device that walks: `cpu`, or `cuda:N` in a build with the feature `cuda`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: TensorDevice,
+    /// Write one JSON object to stdout instead of a table
+    #[arg(long)]
+    pub json: bool,
+}

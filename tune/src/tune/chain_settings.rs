@@ -1,0 +1,155 @@
+//! Settings of a run that trains the chain of a frozen drafter.
+
+use flexdraft::decode::Confidence;
+use flexdraft::model::weights::{ChainConfig, ChainKind, MAX_CHAIN_TOP_K};
+use serde::{Deserialize, Serialize};
+
+use super::settings::Compute;
+use crate::chain::ChainShape;
+use crate::error::{Result, TuneError};
+use crate::optimizer::{AdamSettings, Schedule};
+
+/// The kind of score with which a chain corrects the logits of a slot's likeliest ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A score of two tokens, `(A · embed(t)) · (B · embed(x))`.
+    #[default]
+    Pair,
+    /// A score of two tokens and the slot's hidden row, `lm_head[x] · (W2 · silu(W1 · [embed(t); h]))`.
+    Hidden,
+}
+
+impl From<Kind> for ChainKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Pair => Self::Pair,
+            Kind::Hidden => Self::Hidden,
+        }
+    }
+}
+
+/// Settings of a run that trains a chain, as stored in its configuration file. Together with the drafter and the
+/// transcripts they determine all its numbers, except for the rounding of sums, which depends on the kind of device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChainSettings {
+    /// The kind of the chain's scores.
+    pub kind: Kind,
+    /// Rank r of the chain's two layers.
+    pub rank: usize,
+    /// K: number of ids per slot that drafting scores.
+    pub top_k: usize,
+    /// γ in the weight of slot j in the loss, exp(−(j − 1) / γ).
+    pub gamma: f64,
+    /// Total number of training steps of the run.
+    pub steps: usize,
+    /// Number of transcripts per step.
+    pub sequences: usize,
+    /// Maximum number of anchors per transcript. A transcript has the same anchors in every epoch: the frozen drafter's
+    /// logits after them are computed once and kept.
+    pub anchors: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Share of the steps during which the learning rate rises.
+    pub warmup: f64,
+    /// Settings of the AdamW optimizer.
+    pub adam: AdamSettings,
+    /// The type that operands of matrix products are rounded to; everything else is f32.
+    pub compute: Compute,
+    /// Seed of the initial weights, the order of transcripts and the anchors.
+    pub seed: u64,
+    /// Number of steps between evaluations.
+    pub evaluate_every: usize,
+    /// Number of held-out transcripts that an evaluation walks.
+    pub evaluate_on: usize,
+    /// Confidence threshold (cumulative product) with which the walk chooses verify lengths.
+    pub threshold: f32,
+    /// Number of steps between checkpoints.
+    pub checkpoint_every: usize,
+    /// Memory for the likeliest ids and hidden rows of the frozen drafter's slots, in GiB; slots beyond it are computed
+    /// again each time.
+    pub kept_gib: f64,
+}
+
+impl Default for ChainSettings {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Pair,
+            rank: 256,
+            top_k: 16,
+            gamma: 4.0,
+            steps: 2000,
+            sequences: 4,
+            anchors: 32,
+            learning_rate: 2e-3,
+            warmup: 0.04,
+            adam: AdamSettings::default(),
+            compute: Compute::F32,
+            seed: 0,
+            evaluate_every: 200,
+            evaluate_on: 16,
+            threshold: 0.01,
+            checkpoint_every: 200,
+            kept_gib: 4.0,
+        }
+    }
+}
+
+impl ChainSettings {
+    /// Checks every setting by itself.
+    ///
+    /// # Errors
+    /// [`TuneError::Setting`] naming the first invalid setting.
+    pub fn validate(&self) -> Result<()> {
+        let counts = [
+            ("rank", self.rank, usize::MAX),
+            ("top_k", self.top_k, MAX_CHAIN_TOP_K),
+            ("steps", self.steps, usize::MAX),
+            ("sequences", self.sequences, usize::MAX),
+            ("anchors", self.anchors, usize::MAX),
+            ("evaluate_every", self.evaluate_every, usize::MAX),
+            ("evaluate_on", self.evaluate_on, usize::MAX),
+            ("checkpoint_every", self.checkpoint_every, usize::MAX),
+        ];
+        for (setting, value, most) in counts {
+            if !(1..=most).contains(&value) {
+                let expected = match most {
+                    usize::MAX => "at least 1".to_owned(),
+                    most => format!("1 to {most}"),
+                };
+                return Err(TuneError::setting(setting, value, expected));
+            }
+        }
+        for (setting, value) in [("gamma", self.gamma), ("learning_rate", self.learning_rate)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(TuneError::setting(setting, value, "a finite number above 0"));
+            }
+        }
+        for (setting, value) in [("warmup", self.warmup), ("threshold", f64::from(self.threshold))] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
+            }
+        }
+        if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
+            return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
+        }
+        self.adam.validate()
+    }
+
+    /// Returns the sizes of the chain's tensors.
+    pub fn shape(&self) -> ChainShape {
+        ChainShape { config: ChainConfig { kind: self.kind.into(), top_k: self.top_k }, rank: self.rank }
+    }
+
+    /// Returns the learning-rate schedule.
+    pub fn schedule(&self) -> Schedule {
+        let warmup = (self.warmup * self.steps as f64).round() as usize;
+        Schedule { peak: self.learning_rate, warmup, steps: self.steps }
+    }
+
+    /// Returns the confidence settings by which an evaluation on held-out transcripts chooses verify lengths.
+    pub fn confidence(&self) -> Confidence {
+        Confidence { threshold: self.threshold, ..Confidence::default() }
+    }
+}
