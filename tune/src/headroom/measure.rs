@@ -45,7 +45,7 @@ pub struct Source<'a> {
 /// no steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Headroom {
-    /// K: the number of likeliest ids per slot of which a chain chooses.
+    /// K: the number of likeliest ids per slot that a chain chooses from.
     pub top_k: usize,
     /// τ of drafts whose slots are independent.
     pub tau: Option<f64>,
