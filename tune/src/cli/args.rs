@@ -103,13 +103,13 @@ pub struct DataArgs {
     /// --prompts]
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
-    /// Share of the prompts, from 0 to 1, whose transcripts are kept for evaluation
+    /// Share of the prompts, from 0 to 1, whose transcripts are kept for evaluation; above 0, at least the first
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     pub held_out: f64,
     /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Largest number of sequences that a step decodes together; only the order of the transcripts depends on it
+    /// Largest number of sequences that a step decodes together. No result depends on it
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub batch: usize,
 

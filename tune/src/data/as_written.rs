@@ -22,7 +22,7 @@ pub fn as_written(windows: &Windows, response: usize, count: usize, output: &mut
         let response = prompt.split_off(prompt.len() - response);
         // Two windows may have the same prompt; only the first one becomes a transcript.
         if !output.has(&prompt) {
-            output.add(Transcript { prompt, response })?;
+            output.add(Transcript { prompt, response }, attempts == 1)?;
         }
     }
     Ok(attempts)

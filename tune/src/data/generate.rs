@@ -8,7 +8,7 @@ use flexdraft::device::Device;
 use flexdraft::model::ModelConfig;
 use flexdraft::sampling::SamplingParams;
 
-use super::order::Order;
+use super::order::{InOrder, Order};
 use super::output::Output;
 use super::prompts::Prompts;
 use crate::engine_size::engine_options;
@@ -76,11 +76,13 @@ pub struct Progress {
 /// What a sequence in the engine writes: a message that becomes a prompt, or the response to a prompt.
 enum Task {
     Message(u64),
-    Response(Vec<u32>),
+    Response { attempt: u64, prompt: Vec<u32> },
 }
 
 /// Generates transcripts until `output` has the requested number, or all that the prompts allow. Returns the number of
-/// attempts at prompts. `observe` is called after every step.
+/// attempts at prompts. `observe` is called after every step. Messages and transcripts are written in the order of the
+/// attempts, so the files do not depend on the batch; a run that is killed loses those that wait for an earlier attempt,
+/// and the run that continues makes them again.
 ///
 /// # Errors
 /// [`TuneError::Runner`] if the engine refuses a request; [`TuneError::TooLittleData`] if the target writes no
@@ -100,6 +102,9 @@ pub fn generate<D: Device>(
         output,
         known: prompts.known().peekable(),
         order: Order::default(),
+        messages: InOrder::default(),
+        transcripts: InOrder::default(),
+        first: None,
         running: HashMap::new(),
         progress: Progress::default(),
     };
@@ -120,6 +125,12 @@ struct Run<'a, D: Device> {
     output: &'a mut Output,
     known: Peekable<Box<dyn Iterator<Item = Vec<u32>> + 'a>>,
     order: Order,
+    /// The messages that are not written yet.
+    messages: InOrder<Option<Vec<u32>>>,
+    /// The transcripts that are not written yet.
+    transcripts: InOrder<Transcript>,
+    /// The first attempt that gave a prompt.
+    first: Option<u64>,
     /// Requests that the engine is running, with the tokens written so far.
     running: HashMap<RequestId, (Task, Vec<u32>)>,
     progress: Progress,
@@ -140,6 +151,7 @@ impl<D: Device> Run<'_, D> {
 
     /// Starts the response to a prompt, unless the prompt already has a transcript.
     fn respond(&mut self, attempt: u64, prompt: Vec<u32>) -> Result<()> {
+        self.first.get_or_insert(attempt);
         if self.output.has(&prompt) {
             self.progress.done += 1;
             self.progress.before += 1;
@@ -152,7 +164,8 @@ impl<D: Device> Run<'_, D> {
             seed: random_bits(generation.seed, RESPONSE, attempt),
             ..Request::new(prompt.clone(), generation.max_response)
         };
-        self.running.insert(self.engine.add(request)?, (Task::Response(prompt), Vec::new()));
+        self.running.insert(self.engine.add(request)?, (Task::Response { attempt, prompt }, Vec::new()));
+        self.transcripts.start(attempt);
         Ok(())
     }
 
@@ -173,6 +186,7 @@ impl<D: Device> Run<'_, D> {
         } else {
             let request = self_prompt.request(random_bits(self.generation.seed, MESSAGE, attempt));
             self.running.insert(self.engine.add(request)?, (Task::Message(attempt), Vec::new()));
+            self.messages.start(attempt);
         }
         Ok(true)
     }
@@ -188,8 +202,11 @@ impl<D: Device> Run<'_, D> {
             }
             match self.running.remove(&report.id) {
                 Some((Task::Message(attempt), written)) => self.end_message(attempt, written, &finish)?,
-                Some((Task::Response(prompt), response)) => {
-                    self.output.add(Transcript { prompt, response })?;
+                Some((Task::Response { attempt, prompt }, response)) => {
+                    self.transcripts.end(attempt, Transcript { prompt, response });
+                    while let Some((attempt, transcript)) = self.transcripts.next() {
+                        self.output.add(transcript, self.first == Some(attempt))?;
+                    }
                     self.progress.done += 1;
                 }
                 None => {}
@@ -202,7 +219,10 @@ impl<D: Device> Run<'_, D> {
         let Some(self_prompt) = self.prompts.self_prompt() else { return Ok(()) };
         let message = self_prompt.message(written, finish);
         let prompt = message.as_ref().map(|message| self_prompt.prompt(message));
-        self.output.add_message(attempt, message)?;
+        self.messages.end(attempt, message);
+        while let Some((attempt, message)) = self.messages.next() {
+            self.output.add_message(attempt, message)?;
+        }
         self.order.end(attempt, prompt);
         if self.order.rejected_in_a_row() >= PATIENCE {
             return Err(TuneError::TooLittleData {

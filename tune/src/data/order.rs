@@ -64,9 +64,54 @@ impl Order {
     }
 }
 
+/// Results of attempts that end in any order, handed out in the order in which the attempts started.
+#[derive(Debug)]
+pub(super) struct InOrder<T> {
+    /// The attempts whose results have not been handed out, with the results that are there.
+    waiting: BTreeMap<u64, Option<T>>,
+}
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self { waiting: BTreeMap::new() }
+    }
+}
+
+impl<T> InOrder<T> {
+    /// Records that an attempt has started, after all attempts with a smaller number.
+    pub(super) fn start(&mut self, attempt: u64) {
+        self.waiting.insert(attempt, None);
+    }
+
+    /// Records the result of an attempt.
+    pub(super) fn end(&mut self, attempt: u64, result: T) {
+        self.waiting.insert(attempt, Some(result));
+    }
+
+    /// Returns the next result and the number of its attempt, unless an attempt that started earlier is still running.
+    pub(super) fn next(&mut self) -> Option<(u64, T)> {
+        let first = self.waiting.first_entry()?;
+        first.get().as_ref()?;
+        let (attempt, result) = first.remove_entry();
+        Some((attempt, result?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn results_wait_for_earlier_attempts() {
+        let mut results = InOrder::default();
+        [2, 5, 6].into_iter().for_each(|attempt| results.start(attempt));
+        results.end(5, "b");
+        assert_eq!(results.next(), None);
+        results.end(2, "a");
+        assert_eq!((results.next(), results.next(), results.next()), (Some((2, "a")), Some((5, "b")), None));
+        results.end(6, "c");
+        assert_eq!((results.next(), results.next()), (Some((6, "c")), None));
+    }
 
     #[test]
     fn the_order_in_which_attempts_end_does_not_matter() {

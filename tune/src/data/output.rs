@@ -108,12 +108,14 @@ impl Output {
         self.messages.append(&Message { attempt, message })
     }
 
-    /// Appends a transcript to the training file or to the held-out file.
+    /// Appends a transcript to the training file or to the held-out file. The `first` transcript of a run is held out if any
+    /// are, so that a small run holds out at least one.
     ///
     /// # Errors
     /// [`TuneError::Io`].
-    pub fn add(&mut self, transcript: Transcript) -> Result<()> {
-        let held_out = is_held_out(&transcript.prompt, self.settings.held_out);
+    pub fn add(&mut self, transcript: Transcript, first: bool) -> Result<()> {
+        let share = self.settings.held_out;
+        let held_out = is_held_out(&transcript.prompt, share) || (first && share > 0.0);
         if held_out { &mut self.held_out } else { &mut self.train }.append(&transcript)?;
         self.count(&transcript, held_out);
         self.done.insert(transcript.prompt);
@@ -158,7 +160,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || Output::open(folder.path(), example()).unwrap();
         let mut output = open();
-        output.add(transcript(3)).unwrap();
+        output.add(transcript(3), false).unwrap();
         output.add_message(0, Some(vec![3])).unwrap();
         output.add_message(1, None).unwrap();
         drop(output);
@@ -172,7 +174,7 @@ mod tests {
         assert_eq!(output.message(0), Some(&Some(vec![3])));
         assert_eq!(output.message(1), Some(&None));
         assert_eq!(output.message(2), None);
-        output.add(transcript(4)).unwrap();
+        output.add(transcript(4), false).unwrap();
         let summary = output.finish(5).unwrap();
         assert_eq!((summary.train + summary.held_out, summary.attempts, summary.response_tokens), (2, 5, 4));
         assert_eq!(DataFile::read(folder.path()).unwrap().unwrap().result, Some(summary));
@@ -183,7 +185,7 @@ mod tests {
     fn other_settings_vocabularies_and_folders_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut output = Output::open(folder.path(), example()).unwrap();
-        output.add(transcript(63)).unwrap();
+        output.add(transcript(63), false).unwrap();
         drop(output);
         let open = |settings: Settings| Output::open(folder.path(), settings).unwrap_err();
         assert!(matches!(open(Settings { seed: 2, ..example() }), TuneError::OtherRun { what: "seed", .. }));
@@ -196,6 +198,17 @@ mod tests {
         assert!(open(example()).to_string().contains("token id 64"));
         fs::remove_file(folder.path().join(DataFile::NAME)).unwrap();
         assert!(open(example()).to_string().contains("no data.json"));
+    }
+
+    #[test]
+    fn the_first_transcript_is_held_out_if_any_are() {
+        for (share, expected) in [(0.0, [20, 0]), (1e-9, [19, 1]), (1.0, [0, 20])] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut output = Output::open(folder.path(), Settings { held_out: share, ..example() }).unwrap();
+            (0..20).for_each(|id| output.add(transcript(id), id == 0).unwrap());
+            let summary = output.finish(20).unwrap();
+            assert_eq!([summary.train, summary.held_out], expected);
+        }
     }
 
     #[test]

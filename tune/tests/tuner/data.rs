@@ -79,6 +79,12 @@ fn sorted(folder: &Path) -> [Vec<Transcript>; 2] {
     })
 }
 
+/// Returns the contents of a run's files of transcripts and messages.
+fn files(folder: &Path) -> [String; 3] {
+    ["train.jsonl", "heldout.jsonl", "messages.jsonl"]
+        .map(|name| fs::read_to_string(folder.join(name)).unwrap())
+}
+
 /// Returns the prompts that the tiny target writes, one per line: the newline, as Ċ, is made a special token.
 fn written() -> Prompts {
     let folder = tempfile::tempdir().unwrap();
@@ -109,7 +115,7 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         let summary = run(whole.path(), &prompts, &generation(40, 8), usize::MAX).unwrap();
         assert_eq!(summary.train + summary.held_out, 40);
         assert!(summary.train > 0 && summary.held_out > 0);
-        let expected = sorted(whole.path());
+        let (expected, files) = (sorted(whole.path()), files(whole.path()));
         assert!(expected.iter().flatten().all(|t| (1..=12).contains(&t.response.len())));
 
         let killed = tempfile::tempdir().unwrap();
@@ -123,6 +129,11 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         let again = run(killed.path(), &prompts, &generation(40, 5), usize::MAX).unwrap();
         assert_eq!(again, summary);
         assert_eq!(sorted(killed.path()), expected);
+        assert!(self::files(killed.path()) == files);
+        // An uninterrupted run with another batch writes the same files.
+        let other = tempfile::tempdir().unwrap();
+        run(other.path(), &prompts, &generation(40, 3), usize::MAX).unwrap();
+        assert!(self::files(other.path()) == files);
 
         // A run that continues in a complete folder takes no step and gives the same summary.
         let done = run(killed.path(), &prompts, &generation(40, 5), 1).unwrap();
