@@ -65,7 +65,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);
     }
     if args.card {
-        write_card(args, drafter.config.block_size, report.tau)?;
+        let Some(tau) = report.tau else {
+            let path = args.prompts.as_ref().or(args.transcripts.as_ref()).cloned().unwrap_or_default();
+            let unit = "steps of decoding, whose acceptance length a card holds";
+            return Err(TuneError::TooLittleData { path, found: 0, unit, needed: 1 });
+        };
+        write_card(args, drafter.config.block_size, tau)?;
     }
     output::print(&report, args.json)
 }

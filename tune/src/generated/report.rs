@@ -45,11 +45,11 @@ pub struct Continuation {
 /// The results of decoding with a drafter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Acceptance length τ: the mean of accepted + 1 over all steps; 1 if there are no steps.
-    pub tau: f64,
+    /// Acceptance length τ: the mean of accepted + 1 over all steps; `None` if there are no steps.
+    pub tau: Option<f64>,
     /// Passes of the target per generated token. Excludes the passes that read the prompts and the first token of
-    /// each response, which those passes produced.
-    pub passes_per_token: f64,
+    /// each response, which those passes produced. `None` if there are no other tokens.
+    pub passes_per_token: Option<f64>,
     /// True if the tokens were compared with plain decoding and found equal, as greedy decoding and the rule `match`
     /// guarantee.
     pub compared: bool,
@@ -100,8 +100,8 @@ impl Tally {
         let (tokens, steps, accepted) = (sum(|p| p.tokens), sum(|p| p.steps), sum(|p| p.accepted));
         let read = self.prompts.iter().filter(|prompt| prompt.tokens > 0).count();
         Report {
-            tau: if steps == 0 { 1.0 } else { ratio(accepted + steps, steps) },
-            passes_per_token: ratio(steps, tokens - read),
+            tau: (steps > 0).then(|| ratio(accepted + steps, steps)),
+            passes_per_token: (tokens > read).then(|| ratio(steps, tokens - read)),
             compared,
             calibration_error: self.calibration.error(),
             reliability: self.calibration.reliability(),
@@ -122,12 +122,14 @@ impl fmt::Display for Report {
         let tokens: usize = self.prompts.iter().map(|prompt| prompt.tokens).sum();
         writeln!(f, "prompts                  {:>8}", self.prompts.len())?;
         writeln!(f, "tokens                   {tokens:>8}")?;
-        writeln!(f, "acceptance length τ      {:>8.3}", self.tau)?;
+        let number =
+            |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.3}"));
+        writeln!(f, "acceptance length τ      {:>8}", number(self.tau))?;
         match &self.walk {
             Some(walked) => writeln!(f, "{walked}")?,
             None => writeln!(f, "τ by walking transcripts     none")?,
         }
-        writeln!(f, "target passes per token  {:>8.3}", self.passes_per_token)?;
+        writeln!(f, "target passes per token  {:>8}", number(self.passes_per_token))?;
         writeln!(f, "calibration error        {:>8.3}", self.calibration_error)?;
         let compared = if self.compared { "same tokens" } else { "same law" };
         writeln!(f, "with drafts and without  {compared:>8}")?;
@@ -179,11 +181,22 @@ mod tests {
     #[test]
     fn counts() {
         let report = report();
-        assert_eq!(report.tau, 2.0);
-        assert_eq!(report.passes_per_token, 0.5);
+        assert_eq!(report.tau, Some(2.0));
+        assert_eq!(report.passes_per_token, Some(0.5));
         let slot = |verified, reached, accepted| Slot { verified, reached, accepted };
         assert_eq!(report.slots, [slot(2, 2, 1), slot(1, 1, 1), slot(1, 1, 0)]);
         assert_eq!(report.prompts, [Continuation { tokens: 5, steps: 2, accepted: 2 }]);
+    }
+
+    #[test]
+    fn without_steps_there_is_no_acceptance_length() {
+        let mut tally = Tally::default();
+        tally.add(&Run { response: vec![7], ..Run::default() });
+        let report = tally.report(true);
+        assert_eq!((report.tau, report.passes_per_token), (None, None));
+        assert!(report.to_string().contains("acceptance length τ          none\n"), "{report}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json["tau"].is_null());
     }
 
     #[test]

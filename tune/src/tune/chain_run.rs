@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::{Pick, SlotLabels, choose_anchors, in_order};
 use super::chain_settings::{ChainSettings, Kind};
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
-use super::description::{Evaluated, of_transcripts};
+use super::description::{Evaluated, of_transcripts, schedule_steps};
 use super::kept_slots::{FrozenDrafter, KeptSlots};
 use super::run::{Observer, Outcome, StepMetrics};
 use super::walk::{Walk, drafted_positions};
@@ -39,6 +39,8 @@ struct Description {
     /// Hash of the transcripts.
     data: String,
     step: usize,
+    /// Number of steps over which the learning rate falls.
+    schedule_steps: usize,
     anchors: usize,
     best: Option<Evaluated>,
 }
@@ -137,6 +139,7 @@ impl<'a> State<'a> {
             settings: settings.clone(),
             data: of_transcripts(&train, &heldout),
             step: 0,
+            schedule_steps: settings.steps,
             anchors: 0,
             best: None,
         };
@@ -159,7 +162,8 @@ impl<'a> State<'a> {
                 let reason = format!("tensor `{tensor}` is missing or has another shape than the run's");
                 return Err(TuneError::File { path, reason });
             }
-            description = Description { settings: settings.clone(), ..found };
+            let schedule_steps = schedule_steps(found.step, found.schedule_steps, settings.steps);
+            description = Description { settings: settings.clone(), schedule_steps, ..found };
         }
         let anchors = |(index, transcript): (usize, &Transcript)| {
             choose_anchors(transcript, index, 0, settings.anchors, settings.seed)
@@ -206,7 +210,7 @@ impl<'a> State<'a> {
         if !loss.is_finite() {
             return Err(not_finite(loss));
         }
-        let learning_rate = self.settings.schedule().rate(step);
+        let learning_rate = self.settings.schedule(self.description.schedule_steps).rate(step);
         let gradient_norm = self.optimizer.step(gradients, learning_rate)?;
         if !gradient_norm.is_finite() {
             return Err(not_finite(gradient_norm));

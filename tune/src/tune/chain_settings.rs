@@ -142,10 +142,10 @@ impl ChainSettings {
         ChainShape { config: ChainConfig { kind: self.kind.into(), top_k: self.top_k }, rank: self.rank }
     }
 
-    /// Returns the learning-rate schedule.
-    pub fn schedule(&self) -> Schedule {
-        let warmup = (self.warmup * self.steps as f64).round() as usize;
-        Schedule { peak: self.learning_rate, warmup, steps: self.steps }
+    /// Returns the learning-rate schedule of a run whose rate falls over `steps` steps.
+    pub fn schedule(&self, steps: usize) -> Schedule {
+        let warmup = (self.warmup * steps as f64).round() as usize;
+        Schedule { peak: self.learning_rate, warmup, steps }
     }
 
     /// Returns the confidence settings by which an evaluation on held-out transcripts chooses verify lengths.

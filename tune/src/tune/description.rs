@@ -18,6 +18,9 @@ pub(super) struct Description {
     #[serde(default)]
     pub data: String,
     pub step: usize,
+    /// Number of steps over which the learning rate falls; 0 in old checkpoints, where it is the number in the settings.
+    #[serde(default)]
+    pub schedule_steps: usize,
     pub anchors: usize,
     /// Token ids of the shortlist; empty for the whole vocabulary.
     pub shortlist: Vec<u32>,
@@ -29,6 +32,12 @@ pub(super) struct Description {
 pub(super) struct Evaluated {
     pub step: usize,
     pub tau: f64,
+}
+
+/// Returns the number of steps over which the learning rate of a resumed run of now `steps` steps falls. A run whose
+/// schedule of `scheduled` steps is complete stays at the final rate; any other run falls over its new number of steps.
+pub(super) fn schedule_steps(step: usize, scheduled: usize, steps: usize) -> usize {
+    if step >= scheduled { scheduled } else { steps }
 }
 
 /// Checks that a checkpoint belongs to the run that would resume from it.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::batch::{Batch, Pick, SlotLabels, labelled_rows, picks};
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::clean::Corpus;
-use super::description::{Description, Evaluated, check_same_run, of_transcripts};
+use super::description::{Description, Evaluated, check_same_run, of_transcripts, schedule_steps};
 use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::Settings;
 use super::walk::{Drafting, Walk, walk};
@@ -211,13 +211,19 @@ impl<'a> State<'a> {
                     let reason = format!("tensor `{tensor}` is missing or has another shape than the run's");
                     return Err(TuneError::File { path, reason });
                 }
-                description
+                let scheduled = match description.schedule_steps {
+                    0 => description.settings.steps,
+                    steps => steps,
+                };
+                let schedule_steps = schedule_steps(description.step, scheduled, settings.steps);
+                Description { schedule_steps, ..description }
             }
             None => Description {
                 target: of_target,
                 settings: settings.clone(),
                 data,
                 step: 0,
+                schedule_steps: settings.steps,
                 anchors: 0,
                 shortlist: match &shortlist {
                     Shortlist::All(_) => Vec::new(),
@@ -292,7 +298,7 @@ impl<'a> State<'a> {
         let gradients = self.optimizer.gradients(&loss.backward()?).into_iter();
         let summed = gradients.map(|gradient| gradient.map(|gradient| self.ranks.sum(&gradient)).transpose());
         let gradients = summed.collect::<candle_core::Result<Vec<_>>>()?;
-        let learning_rate = self.settings.schedule().rate(step);
+        let learning_rate = self.settings.schedule(self.description.schedule_steps).rate(step);
         let gradient_norm = self.optimizer.step(gradients, learning_rate)?;
         if !gradient_norm.is_finite() {
             return Err(not_finite(gradient_norm));

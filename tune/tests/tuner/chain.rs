@@ -146,6 +146,8 @@ fn a_run_is_not_continued_with_something_else() {
     let longer = ChainSettings { steps: 14, evaluate_every: 7, ..pair };
     train(source.path(), &longer, out.path(), &mut recorder).unwrap();
     assert_eq!((recorder.losses.len(), recorder.taus.len()), (2, 1));
+    // The run was complete, so the learning rate stays at the end of its schedule, a tenth of the peak.
+    assert_eq!(recorder.rates, [0.1 * settings(Kind::Pair).learning_rate; 2]);
 }
 
 #[test]

@@ -95,6 +95,21 @@ fn a_run_is_not_continued_with_something_else() {
     let mut recorder = Recorder::default();
     tune(&target(), &longer, dir.path(), &mut recorder).unwrap();
     assert_eq!((recorder.losses.len(), recorder.taus.len()), (2, 1));
+    // The run was complete, so the learning rate stays at the end of its schedule, a tenth of the peak.
+    assert_eq!(recorder.rates, [0.1 * settings().learning_rate; 2]);
+}
+
+/// A run that is continued before its end, with more steps, falls over the new number of steps.
+#[test]
+fn an_unfinished_run_takes_a_new_schedule() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut killed = Recorder { killed_at: Some(8), ..Recorder::default() };
+    tune(&target(), &settings(), dir.path(), &mut killed).unwrap_err();
+    let mut recorder = Recorder::default();
+    let longer = Settings { steps: 24, ..settings() };
+    tune(&target(), &longer, dir.path(), &mut recorder).unwrap();
+    let schedule = longer.schedule(24);
+    assert_eq!(recorder.rates, (6..24).map(|step| schedule.rate(step)).collect::<Vec<_>>());
 }
 
 #[test]

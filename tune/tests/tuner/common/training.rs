@@ -43,6 +43,7 @@ pub fn target() -> TargetWeights {
 #[derive(Default)]
 pub struct Recorder {
     pub losses: Vec<f64>,
+    pub rates: Vec<f64>,
     pub taus: Vec<f64>,
     pub killed_at: Option<usize>,
 }
@@ -53,6 +54,7 @@ impl Observer for Recorder {
             return Err(TuneError::setting("step", metrics.step, "a run that was killed before it"));
         }
         self.losses.push(metrics.loss);
+        self.rates.push(metrics.learning_rate);
         Ok(())
     }
 
