@@ -1,10 +1,9 @@
 //! Tests of the decode loop with the GPU device on the SIMT emulator, which gets the same launches as a GPU.
 
 use std::cell::Cell;
-use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, Engine, EngineOptions, HookError, LogitsHook, Mode, Policy, Request};
+use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::device::{Device, Precision};
@@ -17,6 +16,7 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
 
+use crate::margins::{Margins, NEAR_TIE};
 use crate::support::models::{ChainSpec, Shapes, Spec, either_drafter, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
@@ -160,8 +160,8 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         // logits.
         let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
         if let Some(index) = parting {
-            let margin = margins.0.lock().unwrap()[index];
-            prop_assert!(margin < 0.02, "token {index} differs at {margin} of the logits' range");
+            let margin = margins.of_token(index);
+            prop_assert!(margin < NEAR_TIE, "token {index} differs at {margin} of the logits' range");
         }
         add(&tokens, expected.tokens.len());
         add(&compared, parting.unwrap_or(expected.tokens.len()));
@@ -187,20 +187,6 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         5 * same_drafts >= 4 * drafts && drafts >= tokens / 4,
         "{same_drafts} of {drafts} drafts are the same"
     );
-}
-
-/// The distance between the two largest logits at each token, as a fraction of the range of all logits.
-#[derive(Clone, Default)]
-struct Margins(Arc<Mutex<Vec<f32>>>);
-
-impl LogitsHook for Margins {
-    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError> {
-        let mut sorted = logits.to_vec();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        let range = sorted[0] - sorted[sorted.len() - 1];
-        self.0.lock().unwrap().push((sorted[0] - sorted[1]) / range);
-        Ok(())
-    }
 }
 
 /// Runs one step that launches every kernel in race mode: every access is checked for bounds, alignment, races and

@@ -5,7 +5,9 @@
 mod decode_loop;
 mod faults;
 mod head_products;
+mod margins;
 mod on_a_gpu;
+mod orthrus;
 mod processors;
 mod products;
 mod self_test;

@@ -396,6 +396,27 @@ fn token_ids_are_those_of_transformers() {
     }
 }
 
+/// transformers 5.24 gives these ids for every tokenizer class but CodeLlama's; 4.57 followed `add_bos_token` and
+/// `add_eos_token` for the classes of Llama and Gemma.
+#[test]
+fn tokenizer_json_alone_decides_which_tokens_surround_a_text() {
+    let file = fs::read(recorded("tokenizers/byte-fallback").join("tokenizer.json")).unwrap();
+    for class in ["LlamaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast"] {
+        for (bos, eos) in [(true, true), (false, false), (false, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("tokenizer.json"), &file).unwrap();
+            let config = serde_json::json!({
+                "tokenizer_class": class, "add_bos_token": bos, "add_eos_token": eos,
+                "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+            });
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            let tokenizer = Tokenizer::read(dir.path(), 277).unwrap();
+            let plain = tokenizer.encode("a", false).unwrap();
+            assert_eq!(tokenizer.encode("a", true).unwrap(), [&[1], &plain[..]].concat(), "{class}");
+        }
+    }
+}
+
 fn tiny_tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap())
 }

@@ -1,56 +1,13 @@
 //! Tests that the engine gives the same tokens as the official implementation of Orthrus.
 //!
-//! `tests/fixtures/orthrus` holds a small trained model and 12 recorded runs; its README describes the recordings and
-//! how to compare with them.
+//! The tests run a small trained model of 12 recorded runs on the CPU device.
 
-use std::path::{Path, PathBuf};
-
-use flexdraft::decode::{
-    Auto, BlockRecord, Confidence, Engine, EngineOptions, Mode, Policy, Record, Request,
-};
+use flexdraft::decode::{Auto, BlockRecord, Engine, EngineOptions, Mode, Policy, Record};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{Model, ModelWeights};
-use serde::Deserialize;
 
+use crate::support::official_orthrus::{BLOCK_SIZE, Case, cases, fixture};
 use crate::support::runs::{Output, cpu, run};
-
-const BLOCK_SIZE: usize = 8;
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: Vec<u32>,
-    max_new_tokens: usize,
-    output: Vec<u32>,
-    steps: Vec<Step>,
-}
-
-#[derive(Deserialize)]
-struct Step {
-    start: usize,
-    anchor: u32,
-    draft: Vec<u32>,
-    confidence: Vec<f32>,
-    accepted: usize,
-    bonus: u32,
-}
-
-impl Case {
-    fn request(&self) -> Request {
-        Request {
-            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
-            record: true,
-            ..Request::new(self.prompt.clone(), self.max_new_tokens)
-        }
-    }
-}
-
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/orthrus")
-}
-
-fn cases() -> Vec<Case> {
-    serde_json::from_str(&std::fs::read_to_string(fixture().join("cases.json")).unwrap()).unwrap()
-}
 
 fn engine(policy: impl Policy + 'static) -> Engine<Cpu> {
     let weights = ModelWeights::read(&fixture()).unwrap();
@@ -65,10 +22,8 @@ fn compare(name: &str, case: &Case, output: &Output) {
     let mut records = output.records.iter();
     let Some(Record::Prefill(prefill)) = records.next() else { panic!("{name}: no prefill record") };
     let mut block = prefill;
-    let end = case.prompt.len() + case.max_new_tokens;
-    let whole = case.steps.iter().take_while(|step| step.start + BLOCK_SIZE <= end);
     let mut compared = 0;
-    for (index, official) in whole.enumerate() {
+    for (index, official) in case.whole_steps().enumerate() {
         let name = format!("{name}, step {index}");
         let Some(Record::Step(step)) = records.next() else { panic!("{name}: no record") };
         let BlockRecord { bonus, draft, confidence } = block;
@@ -88,7 +43,6 @@ fn compare(name: &str, case: &Case, output: &Output) {
 #[test]
 fn all_cases_alone_and_in_one_batch() {
     let cases = cases();
-    assert_eq!(cases.len(), 12);
     let mut engine = engine(Mode::Sequential);
     let batched = run(&mut engine, cases.iter().map(Case::request).collect());
     for (index, (case, output)) in cases.iter().zip(&batched).enumerate() {

@@ -12,6 +12,7 @@ pub mod gguf;
 pub mod gpu;
 pub mod models;
 pub mod noise;
+pub mod official_orthrus;
 pub mod planted;
 pub mod policies;
 pub mod processors;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use flexdraft::model::DrafterKind;
 use flexdraft::model::weights::{DrafterWeights, LinearWeights, TargetWeights};
 
 use crate::attention::{Groups, Prefix};
@@ -16,9 +17,11 @@ use crate::target::FrozenTarget;
 /// A drafter in training: trained tensors, and the frozen tensors that it shares with its target.
 #[derive(Debug)]
 pub struct Drafter {
+    kind: DrafterKind,
     block_size: usize,
     projectors: Vec<Projectors>,
-    /// The mask embedding `[1, hidden]`, the row with which every mask token enters the tail.
+    /// The mask embedding `[1, hidden]`, the row with which every mask token enters the tail. A FlexDraft drafter trains
+    /// it; the mask embedding of an Orthrus drafter is a frozen row of the target's embedding.
     mask_embedding: Tensor,
     calibrator: Option<Calibrator>,
     /// Norms and MLP of each tail layer if the whole tail is trained; empty otherwise.
@@ -74,7 +77,8 @@ pub struct MaskRows<'a> {
     pub bonuses: Vec<u32>,
 }
 
-/// Two pairs of factors whose products add up to the logits of all slots but slot 0, for every anchor.
+/// Two pairs of factors whose products add up to the logits of the S − 1 slots that draft, for every anchor: slots 1..S of
+/// a FlexDraft drafter, or slots 0..S − 1 of an Orthrus drafter, whose slots predict the next position.
 #[derive(Debug)]
 pub struct SlotFactors {
     /// Final hidden states, `[anchors · (S − 1), hidden]`.
@@ -86,7 +90,8 @@ pub struct SlotFactors {
 
 impl Drafter {
     /// Creates a drafter that starts as the target's own tail. Its calibrator has rank `rank` and at first changes
-    /// nothing; if `rank` is 0, the drafter has no calibrator. `entry` is the initial mask embedding, `[hidden]`.
+    /// nothing; if `rank` is 0, the drafter has no calibrator. `entry` is the mask embedding, `[hidden]`, which a FlexDraft
+    /// drafter trains and an Orthrus drafter keeps.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -147,7 +152,11 @@ impl Drafter {
             };
             projectors.push(Projectors { qkv, o, qk_norms });
         }
-        let mask_embedding = var("mask_embedding".into(), entry.to_dtype(dtype)?.unsqueeze(0)?, false)?;
+        let entry = entry.to_dtype(dtype)?.unsqueeze(0)?;
+        let mask_embedding = match shape.kind {
+            DrafterKind::FlexDraft => var("mask_embedding".into(), entry, false)?,
+            DrafterKind::Orthrus => entry,
+        };
         let (hidden, rank) = (target.config().hidden_size, shape.rank);
         let calibrator = if rank == 0 {
             None
@@ -179,6 +188,7 @@ impl Drafter {
             }
         };
         Ok(Self {
+            kind: shape.kind,
             block_size: shape.block_size,
             projectors,
             mask_embedding,
@@ -201,6 +211,7 @@ impl Drafter {
         let (dtype, device) = (target.dtype(), target.device());
         let rank = exported.calibrator.as_ref().map_or(0, |calibrator| calibrator.hidden.weight.shape()[0]);
         let shape = DrafterShape {
+            kind: exported.config.kind,
             tail_layers: exported.config.tail_layers,
             block_size: exported.config.block_size,
             rank,
@@ -279,7 +290,30 @@ impl Drafter {
         Ok(())
     }
 
-    /// Runs mask rows through the tail, and returns the factors of the logits of the slots after slot 0.
+    /// Returns the rows with which mask rows enter the first tail layer: `[1, hidden]` if all mask rows enter with the same
+    /// values, or else `[rows, hidden]`.
+    fn entry(&self, target: &FrozenTarget, rows: &MaskRows<'_>) -> Result<Tensor> {
+        match self.kind {
+            DrafterKind::FlexDraft => Ok(self.mask_embedding.clone()),
+            // Slot 0 enters as the embedding of the bonus token.
+            DrafterKind::Orthrus => {
+                let (anchors, hidden) = (rows.bonuses.len(), target.config().hidden_size);
+                let bonuses = target.embed(&rows.bonuses)?.unsqueeze(1)?;
+                let masks = self.mask_embedding.broadcast_as((anchors, self.block_size - 1, hidden))?;
+                Tensor::cat(&[bonuses, masks.contiguous()?], 1)?.reshape((anchors * self.block_size, hidden))
+            }
+        }
+    }
+
+    /// Returns the first slot of a block whose output drafts a token.
+    fn first_drafting_slot(&self) -> usize {
+        match self.kind {
+            DrafterKind::FlexDraft => 1,
+            DrafterKind::Orthrus => 0,
+        }
+    }
+
+    /// Runs mask rows through the tail, and returns the factors of the logits of the slots that draft.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
@@ -288,7 +322,7 @@ impl Drafter {
         let rotation = target.rotation(&rows.positions)?;
         let row_count = rows.positions.len();
         let hidden = target.config().hidden_size;
-        let mut x = self.mask_embedding.clone();
+        let mut x = self.entry(target, rows)?;
         for (index, (layer, projectors)) in
             target.tail(self.projectors.len()).iter().zip(&self.projectors).enumerate()
         {
@@ -298,10 +332,12 @@ impl Drafter {
                 Some(rest) => norm(&x, &rest.input_norm, heads.eps)?,
             };
             let qkv = projectors.qkv.forward(&normed)?;
-            // All mask rows enter the tail with the same values, so one row stands for all of them before the
-            // first attention.
-            let qkv =
-                if index == 0 { qkv.broadcast_as((row_count, qkv.dim(1)?))?.contiguous()? } else { qkv };
+            // If all mask rows enter the tail with the same values, one row stands for all of them before the first
+            // attention.
+            let qkv = match qkv.dims2()? {
+                (1, columns) => qkv.broadcast_as((row_count, columns))?.contiguous()?,
+                _ => qkv,
+            };
             let sequences: Vec<(Groups, Option<Prefix>)> = rows
                 .sequences
                 .iter()
@@ -317,7 +353,11 @@ impl Drafter {
         }
         let normed = frozen_norm(&x, target.norm(), heads.eps)?;
         let (anchors, slots) = (rows.bonuses.len(), self.block_size - 1);
-        let normed = normed.reshape((anchors, self.block_size, hidden))?.narrow(1, 1, slots)?;
+        let normed = normed.reshape((anchors, self.block_size, hidden))?.narrow(
+            1,
+            self.first_drafting_slot(),
+            slots,
+        )?;
         let normed = normed.contiguous()?.reshape((anchors * slots, hidden))?;
         let calibration = match &self.calibrator {
             None => None,
@@ -353,7 +393,9 @@ impl Calibrator {
 /// The sizes that define a drafter's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrafterShape {
-    /// N, the number of tail layers.
+    /// The kind of drafter.
+    pub kind: DrafterKind,
+    /// N, the number of tail layers; all layers of the target for an Orthrus drafter.
     pub tail_layers: usize,
     /// S, the number of slots of a block.
     pub block_size: usize,

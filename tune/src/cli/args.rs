@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
+use flexdraft_tune::TuneError;
 
 use super::chain_args::{ChainArgs, HeadroomArgs};
-use super::values::{DraftingMode, Dtype, RuleChoice, TensorDevice};
+use super::values::{DrafterKindChoice, DraftingMode, Dtype, RuleChoice, TensorDevice};
 
 /// Makes drafters for FlexDraft
 ///
@@ -38,8 +39,8 @@ pub enum Command {
     /// small MLP that corrects drafts (Bonus-guided Calibration).
     ///
     /// The folder --out gets the best drafter so far, measured by its acceptance length τ on held-out transcripts
-    /// (drafter/), the settings (settings.json), the metrics (metrics.jsonl) and a checkpoint. If a run was stopped,
-    /// the same command continues it from the checkpoint.
+    /// (drafter/, whose config.json says what τ was and for which chat template), the settings (settings.json), the
+    /// metrics (metrics.jsonl) and a checkpoint. If a run was stopped, the same command continues it from the checkpoint.
     Tune(TuneArgs),
     /// Train the chain of a drafter that stays as it is
     ///
@@ -89,6 +90,34 @@ pub struct TargetArgs {
     /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
+}
+
+/// Whether the target thinks before it answers.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ThinkingArgs {
+    /// Let the target think before it answers, if its chat template has the variable `enable_thinking`
+    #[arg(long, conflicts_with = "no_thinking", help_heading = "Prompts")]
+    pub enable_thinking: bool,
+    /// Let the target answer without thinking, if its chat template has the variable `enable_thinking`
+    #[arg(long, help_heading = "Prompts")]
+    pub no_thinking: bool,
+}
+
+impl ThinkingArgs {
+    /// Returns the value of the template's variable `enable_thinking`, if an argument sets it. `renders` says whether the
+    /// prompts are rendered with a chat template.
+    pub fn value(self, renders: bool) -> Result<Option<bool>, TuneError> {
+        let (option, value) = match (self.enable_thinking, self.no_thinking) {
+            (true, _) => ("--enable-thinking", true),
+            (_, true) => ("--no-thinking", false),
+            (false, false) => return Ok(None),
+        };
+        if !renders {
+            let expected = "prompts that the command renders with the target's chat template";
+            return Err(TuneError::setting(option, "given for prompts as they are", expected));
+        }
+        Ok(Some(value))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -144,6 +173,8 @@ pub struct DataArgs {
     /// Longest message that the target may write as its own prompt, in tokens; longer ones are dropped
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Prompts")]
     pub max_message: usize,
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
 
     /// Largest number of tokens per response; the target's context limits it too
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Responses")]
@@ -184,6 +215,14 @@ pub struct TuneArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Kind of drafter. `flexdraft` adds attention projectors to the target's last layers, a mask embedding and a
+    /// calibrator. `orthrus` adds attention projectors to all layers of a Qwen3, which is copied into the drafter's
+    /// folder [default: flexdraft]
+    #[arg(long, value_enum, help_heading = "Drafter")]
+    pub kind: Option<DrafterKindChoice>,
+    /// Token id whose embedding the mask tokens of an Orthrus drafter start from [default: the last id]
+    #[arg(long, value_name = "ID", help_heading = "Drafter")]
+    pub mask_token: Option<u32>,
     /// Number of the target's last layers that get attention projectors for mask tokens [default: 8]
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub tail_layers: Option<usize>,
@@ -326,9 +365,9 @@ pub struct ShowArgs {
 pub struct EvalArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The drafter's directory, such as the folder drafter/ of a run
+    /// The drafter's directory, such as the folder drafter/ of a run [default: the target's own, for an Orthrus model]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
-    pub draft: PathBuf,
+    pub draft: Option<PathBuf>,
 
     /// File with the prompts: JSON lines with a key `prompt` (.jsonl), or else one prompt per line
     #[arg(long, value_name = "FILE", group = "unseen", help_heading = "Prompts")]
@@ -345,13 +384,16 @@ pub struct EvalArgs {
     /// left out of the walk and counted.
     #[arg(long, value_name = "FILE.jsonl", group = "unseen", help_heading = "Prompts")]
     pub transcripts: Option<PathBuf>,
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
     /// Use only the first N prompts [default: all]
     #[arg(long, value_name = "N", help_heading = "Prompts")]
     pub limit: Option<usize>,
 
-    /// When to draft the next block. Both modes give the same drafts
-    #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
-    pub mode: DraftingMode,
+    /// When to draft the next block. Both modes give the same drafts [default: parallel, or sequential for an Orthrus
+    /// drafter, which has no other mode]
+    #[arg(long, value_enum, help_heading = "Decoding")]
+    pub mode: Option<DraftingMode>,
     /// Largest number of new tokens per prompt; the target's context limits it too
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Decoding")]
     pub max_new_tokens: usize,
@@ -383,8 +425,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Decoding")]
     pub batch: usize,
 
-    /// Write the acceptance length into the drafter's config.json, with the chat template and the block size that it holds
-    /// for. Runs of `flexdraft` say if they use another template or accept much less
+    /// Write the acceptance length into the drafter's config.json, with the chat template, thinking mode and block size that
+    /// it holds for. Runs of `flexdraft` say if they use another template or accept much less
     #[arg(long, help_heading = "Output")]
     pub card: bool,
     /// Write one JSON object to stdout instead of tables

@@ -7,8 +7,8 @@ use flexdraft::decode::{Engine, Mode};
 use flexdraft::model::{ChatTemplate, LoadError, Model, ModelConfig, TargetWeights, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::data::{
-    Generation, Output, Prompts, SelfPrompt, Settings, Source, Summary, TargetName, Windows, as_written,
-    generate, read_text,
+    Generation, Output, Prompts, Rendering, SelfPrompt, Settings, Source, Summary, TargetName, Windows,
+    as_written, generate, read_text,
 };
 use flexdraft_tune::{Result, TuneError};
 
@@ -69,6 +69,7 @@ fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
     if args.held_out != 0.0 && args.held_out != 1.0 {
         return Err(TuneError::setting("--held-out", args.held_out, "0 or 1 with --as-written"));
     }
+    args.thinking.value(false)?;
     let count = args.count.unwrap_or(COUNT);
     let tokenizer = Tokenizer::read(&args.target.target, target.config.vocab_size)?;
     let len = args.window.saturating_add(args.max_response);
@@ -105,9 +106,10 @@ fn report(summary: &Summary) {
 
 fn source(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
     let target = &args.target.target;
+    let thinking = args.thinking.value(args.text.is_none() && !args.raw)?;
     let (source, prompts) = if let Some(path) = &args.prompts {
-        let prompts = prompts::given(path, args.raw, target, config)?;
-        (Source::prompts(path, args.raw)?, Prompts::Given(prompts))
+        let prompts = prompts::given(path, args.raw, thinking, target, config)?;
+        (Source::prompts(path, args.raw, thinking)?, Prompts::Given(prompts))
     } else if let Some(path) = &args.text {
         let count = args.count.unwrap_or(COUNT);
         let tokenizer = Tokenizer::read(target, config.vocab_size)?;
@@ -124,9 +126,10 @@ fn source(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
             }
             error => error.into(),
         })?;
-        let prompt = SelfPrompt::new(&template, &tokenizer, MESSAGES, min_message, max_message)?;
+        let rendering = Rendering { template: &template, thinking };
+        let prompt = SelfPrompt::new(rendering, &tokenizer, MESSAGES, min_message, max_message)?;
         let (temperature, top_p) = (MESSAGES.temperature, MESSAGES.top_p);
-        let source = Source::SelfPrompted { min_message, max_message, temperature, top_p };
+        let source = Source::SelfPrompted { min_message, max_message, temperature, top_p, thinking };
         (source, Prompts::Written(prompt))
     };
     if prompts.longest() >= config.context_len {

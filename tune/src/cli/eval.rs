@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use flexdraft::decode::{Confidence, ConfidenceStrategy, Engine};
-use flexdraft::model::{ChatTemplate, LoadError, Model, ModelConfig};
+use flexdraft::model::{Model, ModelConfig};
 use flexdraft::sampling::SamplingParams;
-use flexdraft_tune::card::add_to_card;
+use flexdraft_tune::card::{Rendered, add_to_card};
+use flexdraft_tune::data::DataFile;
 use flexdraft_tune::engine_size::engine_options;
 use flexdraft_tune::generated::{Decoding, Evaluation, evaluate, walk_greedy};
 use flexdraft_tune::transcripts::{self, Transcript};
@@ -14,25 +15,29 @@ use flexdraft_tune::{Result, TuneError};
 
 use super::args::EvalArgs;
 use super::progress::Progress;
-use super::values::RuleChoice;
+use super::values::{DraftingMode, RuleChoice};
 use super::{models, output, prompts};
 
 /// Measures a drafter on the prompts that the arguments name.
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let target = models::target(&args.target.target)?;
+    let (target, drafter) = models::pair(&args.target.target, args.draft.as_deref())?;
     let config = target.config.clone();
-    let drafter = models::drafter(&args.draft, &config)?;
     let limit = args.limit.unwrap_or(usize::MAX);
     let mut transcripts = match &args.transcripts {
         Some(path) => read_transcripts(path, &config)?,
         None => Vec::new(),
     };
     transcripts.truncate(limit);
+    let thinking = args.thinking.value(args.prompts.is_some() && !args.raw)?;
     let mut prompts = match &args.prompts {
-        Some(path) => prompts::given(path, args.raw, &args.target.target, &config)?,
+        Some(path) => prompts::given(path, args.raw, thinking, &args.target.target, &config)?,
         None => transcripts.iter().map(|transcript| transcript.prompt.clone()).collect(),
     };
     prompts.truncate(limit);
+    let default_mode = match drafter.config.kind.drafts_while_verifying() {
+        true => DraftingMode::Parallel,
+        false => DraftingMode::Sequential,
+    };
     let decoding = Decoding {
         max_new_tokens: args.max_new_tokens,
         stop_ids: config.eos_ids.clone(),
@@ -43,7 +48,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             threshold: args.confidence_threshold,
             strategy: ConfidenceStrategy::CumulativeProduct,
         },
-        mode: args.mode.into(),
+        mode: args.mode.unwrap_or(default_mode).into(),
         seed: args.seed,
         batch: args.batch,
     };
@@ -70,22 +75,25 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             let unit = "steps of decoding, whose acceptance length a card holds";
             return Err(TuneError::TooLittleData { path, found: 0, unit, needed: 1 });
         };
-        write_card(args, drafter.config.block_size, tau)?;
+        write_card(args, thinking, drafter.config.block_size, tau)?;
     }
     output::print(&report, args.json)
 }
 
 /// Writes the measured acceptance length into the drafter's card, under the name of the prompts' file.
-fn write_card(args: &EvalArgs, block_size: usize, tau: f64) -> Result<()> {
-    let template = match ChatTemplate::read(&args.target.target) {
-        _ if args.raw => None,
-        Ok(template) => Some(template.hash()),
-        Err(LoadError::NoChatTemplate { .. }) => None,
-        Err(error) => return Err(error.into()),
+fn write_card(args: &EvalArgs, thinking: Option<bool>, block_size: usize, tau: f64) -> Result<()> {
+    let target = &args.target.target;
+    // The folder of the transcripts says how their prompts were rendered.
+    let folder = args.transcripts.as_ref().and_then(|path| path.parent());
+    let rendered = match folder.map(DataFile::read).transpose()?.flatten() {
+        _ if args.raw => Rendered::default(),
+        Some(file) => Rendered::of_source(&file.settings.source, target)?,
+        None => Rendered::with_template_of(target, thinking)?,
     };
     let file = args.prompts.as_ref().or(args.transcripts.as_ref()).and_then(|path| path.file_stem());
     let prompts = file.map_or("prompts".into(), |name| name.to_string_lossy());
-    add_to_card(&args.draft, template, block_size, &prompts, tau)
+    let dir = args.draft.as_ref().unwrap_or(&args.target.target);
+    add_to_card(dir, rendered, block_size, &prompts, tau)
 }
 
 /// Returns the transcripts of a file, in order; of several with the same prompt, only the first.

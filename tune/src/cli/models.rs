@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::model::{DrafterWeights, ModelConfig, TargetWeights};
-use flexdraft_tune::Result;
+use flexdraft::model::{DrafterWeights, ModelConfig, ModelWeights, TargetWeights};
+use flexdraft_tune::{Result, TuneError};
 
 use super::args::TargetArgs;
 
@@ -19,6 +19,22 @@ pub fn target(path: &Path) -> Result<TargetWeights> {
 pub fn drafter(path: &Path, target: &ModelConfig) -> Result<DrafterWeights> {
     // SAFETY: as for a target's files.
     Ok(unsafe { DrafterWeights::map(path, target) }?)
+}
+
+/// Maps the weights of a target and of its drafter into memory. The drafter is in the directory `draft`, or by default in
+/// the target's own files.
+pub fn pair(target: &Path, draft: Option<&Path>) -> Result<(TargetWeights, DrafterWeights)> {
+    // SAFETY: as for a target's files.
+    let ModelWeights { target: weights, drafter: own } = unsafe { ModelWeights::map(target) }?;
+    let drafter = match (draft, own) {
+        (Some(path), _) => drafter(path, &weights.config)?,
+        (None, Some(own)) => own,
+        (None, None) => {
+            let expected = "the directory of a drafter, because the target has no drafter of its own";
+            return Err(TuneError::setting("--draft", "not given", expected));
+        }
+    };
+    Ok((weights, drafter))
 }
 
 /// Returns the CPU device that the arguments describe.

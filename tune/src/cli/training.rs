@@ -20,10 +20,10 @@ pub fn read_data(folder: &Path, vocab_size: usize) -> Result<[Vec<Transcript>; 2
     Ok([read("train.jsonl")?, read("heldout.jsonl")?])
 }
 
-/// Checks that a folder of transcripts is complete and was written by this target. A folder without `data.json`, which
-/// the command `data` did not make, is taken as it is.
-pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<()> {
-    let Some(file) = DataFile::read(folder)? else { return Ok(()) };
+/// Checks that a folder of transcripts is complete and was written by this target, and returns its `data.json`. A folder
+/// without that file, which the command `data` did not make, is taken as it is.
+pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<Option<DataFile>> {
+    let Some(file) = DataFile::read(folder)? else { return Ok(None) };
     file.check_target(folder, target)?;
     if file.result.is_none() {
         let reason = "the command `data` has not finished it; run that command again, which continues it";
@@ -36,7 +36,7 @@ pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<()> {
             file.settings.temperature
         );
     }
-    Ok(())
+    Ok(Some(file))
 }
 
 /// Makes an error about too little data name the folder with the transcripts: the library does not know the folder, so its

@@ -2,8 +2,11 @@
 
 use std::fs;
 
+use flexdraft_tune::card::{Rendered, add_to_card};
 use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{self, Observer, Place, Settings, StepMetrics};
+use flexdraft_tune::tune::{
+    self, DrafterChoice, Observer, Outcome, Place, Settings, StepMetrics, TunedTarget,
+};
 use flexdraft_tune::{Result, TuneError};
 
 use super::args::TuneArgs;
@@ -22,19 +25,27 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
 }
 
 fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()> {
-    let target = models::target(&args.target)?;
-    let vocab_size = target.config.vocab_size;
-    let [train, heldout] = read_data(&args.data, vocab_size)?;
-    settings.validate(&target.config)?;
-    check_data(&args.data, &target)?;
+    let weights = models::target(&args.target)?;
+    let target = TunedTarget { weights: &weights, directory: &args.target };
+    let [train, heldout] = read_data(&args.data, weights.config.vocab_size)?;
+    settings.validate(&weights.config)?;
+    let data = check_data(&args.data, &weights)?;
     if place.ranks.rank() != 0 {
         // Only rank 0 writes files and reports progress.
-        return tune::run(&target, train, heldout, settings, &args.out, place, &mut Silent).map(|_| ());
+        return tune::run(target, train, heldout, settings, &args.out, place, &mut Silent).map(|_| ());
     }
     fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
     let mut report = Report::new(&args.out, settings.steps, settings.block_size)?;
-    let outcome = tune::run(&target, train, heldout, settings, &args.out, place, &mut report);
+    let outcome = tune::run(target, train, heldout, settings, &args.out, place, &mut report);
     let outcome = outcome.map_err(|error| name_data(error, &args.data))?;
+    if let Some(Outcome { drafter: Some(drafter), tau, .. }) = &outcome
+        && let Some(data) = data
+        // Along sampled transcripts, the acceptance length is not that of decoding.
+        && data.settings.temperature == 0.0
+    {
+        let rendered = Rendered::of_source(&data.settings.source, &args.target)?;
+        add_to_card(drafter, rendered, settings.block_size, "heldout", *tau)?;
+    }
     report.finish(outcome);
     Ok(())
 }
@@ -55,6 +66,18 @@ impl Observer for Silent {
 /// Returns the settings of --config, or else the defaults, overridden by the command line.
 fn settings(args: &TuneArgs) -> Result<Settings> {
     let mut settings: Settings = settings_file(args.config.as_deref())?;
+    if let Some(kind) = args.kind {
+        settings.kind = kind.into();
+    }
+    if settings.kind == DrafterChoice::Orthrus {
+        let given = [("--tail-layers", args.tail_layers), ("--rank", args.rank)];
+        if let Some((option, value)) = given.iter().find_map(|&(option, value)| Some((option, value?))) {
+            let expected =
+                "no value, because an Orthrus drafter has projectors in all layers and no calibrator";
+            return Err(TuneError::setting(option, value, expected));
+        }
+    }
+    settings.mask_token = args.mask_token.or(settings.mask_token);
     macro_rules! take {
         ($($field:ident),*) => {$(
             if let Some(value) = args.$field {

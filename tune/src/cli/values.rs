@@ -8,7 +8,7 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::Mode;
 use flexdraft::device::Precision;
 use flexdraft_tune::TuneError;
-use flexdraft_tune::tune::{Compute, Kind};
+use flexdraft_tune::tune::{Compute, DrafterChoice, Kind};
 
 /// A kind of chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,11 +26,26 @@ impl From<KindChoice> for Kind {
     }
 }
 
+/// The kind of drafter that a run trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DrafterKindChoice {
+    Flexdraft,
+    Orthrus,
+}
+
+impl From<DrafterKindChoice> for DrafterChoice {
+    fn from(choice: DrafterKindChoice) -> Self {
+        match choice {
+            DrafterKindChoice::Flexdraft => Self::FlexDraft,
+            DrafterKindChoice::Orthrus => Self::Orthrus,
+        }
+    }
+}
+
 /// A decoding mode with drafts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DraftingMode {
     /// In the pass that verifies the current block
-    #[default]
     Parallel,
     /// In a pass of its own, after the current block was verified
     Sequential,

@@ -23,6 +23,7 @@ pub use generate::{Generation, Progress, generate};
 pub use output::Output;
 pub use prompt_file::{PromptFormat, read_prompts};
 pub use prompts::Prompts;
+pub use rendering::Rendering;
 pub use self_prompt::SelfPrompt;
 pub use settings::{DataFile, Settings, Source, Summary, TargetName};
 pub use windows::{Windows, read_text};

@@ -3,17 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use flexdraft::model::{ChatTemplate, Tokenizer};
+use flexdraft::model::Tokenizer;
 use serde::Deserialize;
 
-use super::rendering::user_message;
+use super::rendering::Rendering;
 use crate::error::{Result, TuneError};
 
 /// How the texts of a prompt file become prompts.
 #[derive(Debug)]
 pub enum PromptFormat<'a> {
     /// The text is a user's message, and is rendered with the target's chat template.
-    Chat(&'a ChatTemplate),
+    Chat(Rendering<'a>),
     /// The text is used as is, with the special tokens that the tokenizer adds around a text.
     Raw,
 }
@@ -54,9 +54,9 @@ pub fn read_prompts(
             line.to_owned()
         };
         let ids = match format {
-            PromptFormat::Chat(template) => {
+            PromptFormat::Chat(rendering) => {
                 // The rendered template already contains the special tokens, so the tokenizer adds none.
-                tokenizer.encode(&user_message(template, &text)?, false)?
+                tokenizer.encode(&rendering.user_message(&text)?, false)?
             }
             PromptFormat::Raw => tokenizer.encode(&text, true)?,
         };
@@ -79,6 +79,8 @@ pub fn read_prompts(
 
 #[cfg(test)]
 mod tests {
+    use flexdraft::model::ChatTemplate;
+
     use super::*;
 
     fn tokenizer() -> Tokenizer {
@@ -111,8 +113,25 @@ mod tests {
         let path = folder.path().join("p.txt");
         fs::write(&path, "who").unwrap();
         let tokenizer = tokenizer();
-        let prompts = read_prompts(&path, &PromptFormat::Chat(&template), &tokenizer, 16).unwrap();
+        let format = PromptFormat::Chat(Rendering { template: &template, thinking: None });
+        let prompts = read_prompts(&path, &format, &tokenizer, 16).unwrap();
         assert_eq!(prompts, [tokenizer.encode("<|im_start|>who!", false).unwrap()]);
+    }
+
+    #[test]
+    fn the_thinking_mode_is_a_variable_of_the_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let source =
+            "{% if enable_thinking is defined %}{{ enable_thinking }} {% endif %}{{ messages[0].content }}";
+        fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
+        let template = ChatTemplate::read(folder.path()).unwrap();
+        let (path, tokenizer) = (folder.path().join("p.txt"), tokenizer());
+        fs::write(&path, "who").unwrap();
+        for (thinking, rendered) in [(None, "who"), (Some(true), "True who"), (Some(false), "False who")] {
+            let format = PromptFormat::Chat(Rendering { template: &template, thinking });
+            let prompts = read_prompts(&path, &format, &tokenizer, 16).unwrap();
+            assert_eq!(prompts, [tokenizer.encode(rendered, false).unwrap()]);
+        }
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! begins. This samples the model's own distribution of requests, without outside data.
 
 use flexdraft::decode::{Finish, Request};
-use flexdraft::model::{ChatTemplate, Tokenizer};
+use flexdraft::model::Tokenizer;
 use flexdraft::sampling::SamplingParams;
 
-use super::rendering::user_message;
+use super::rendering::Rendering;
 use crate::error::{Result, TuneError};
 
 /// Placeholder for the user's message while the template is rendered. No template trims or escapes it.
@@ -34,7 +34,7 @@ impl SelfPrompt {
     /// not work without a message, that has nothing before the message, or that does not end the user's turn with a
     /// special token (the end of a message could not be detected); also for limits that no message meets.
     pub fn new(
-        template: &ChatTemplate,
+        rendering: Rendering<'_>,
         tokenizer: &Tokenizer,
         sampling: SamplingParams,
         min_tokens: usize,
@@ -44,7 +44,7 @@ impl SelfPrompt {
             let expected = format!("at least {}, the shortest message", min_tokens.max(1));
             return Err(TuneError::setting("max_message", max_tokens, expected));
         }
-        let rendered = user_message(template, SENTINEL)?;
+        let rendered = rendering.user_message(SENTINEL)?;
         let mut parts = rendered.split(SENTINEL);
         let (Some(prefix), Some(suffix), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(template_error("it does not contain the user's message exactly once"));
@@ -116,6 +116,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use flexdraft::model::ChatTemplate;
+
     use super::*;
 
     fn fixture(template: &str) -> (ChatTemplate, Tokenizer) {
@@ -127,7 +129,8 @@ mod tests {
 
     fn split(template: &str) -> Result<SelfPrompt> {
         let (template, tokenizer) = fixture(template);
-        SelfPrompt::new(&template, &tokenizer, SamplingParams::at_temperature(1.0), 1, 8)
+        let rendering = Rendering { template: &template, thinking: None };
+        SelfPrompt::new(rendering, &tokenizer, SamplingParams::at_temperature(1.0), 1, 8)
     }
 
     #[test]

@@ -68,6 +68,9 @@ pub enum Source {
         temperature: f32,
         /// Top-p with which the messages are sampled.
         top_p: f32,
+        /// Value of the chat template's variable `enable_thinking`; `None` if the variable was not set.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        thinking: Option<bool>,
     },
     /// The prompts are the entries of a file.
     Prompts {
@@ -77,6 +80,9 @@ pub enum Source {
         hash: String,
         /// True if the prompts were used without a chat template.
         raw: bool,
+        /// Value of the chat template's variable `enable_thinking`; `None` if the variable was not set.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        thinking: Option<bool>,
     },
     /// The prompts are windows of a text.
     Windows {
@@ -99,12 +105,30 @@ pub enum Source {
 }
 
 impl Source {
-    /// Returns the source for a file of prompts.
+    /// Returns the source for a file of prompts. `thinking` is the value of the chat template's variable
+    /// `enable_thinking`, if it is set.
     ///
     /// # Errors
     /// [`TuneError::Io`].
-    pub fn prompts(path: &Path, raw: bool) -> Result<Self> {
-        Ok(Self::Prompts { file: file_name(path), hash: hash_of_file(path)?, raw })
+    pub fn prompts(path: &Path, raw: bool, thinking: Option<bool>) -> Result<Self> {
+        Ok(Self::Prompts { file: file_name(path), hash: hash_of_file(path)?, raw, thinking })
+    }
+
+    /// Returns whether the prompts were rendered with the target's chat template.
+    pub fn uses_template(&self) -> bool {
+        match self {
+            Self::SelfPrompted { .. } => true,
+            Self::Prompts { raw, .. } => !raw,
+            Self::Windows { .. } | Self::AsWritten { .. } => false,
+        }
+    }
+
+    /// Returns the value that the chat template's variable `enable_thinking` was set to, if it was set.
+    pub fn thinking(&self) -> Option<bool> {
+        match self {
+            Self::SelfPrompted { thinking, .. } | Self::Prompts { thinking, .. } => *thinking,
+            Self::Windows { .. } | Self::AsWritten { .. } => None,
+        }
     }
 
     /// Returns the source for windows of a text file.
@@ -237,7 +261,7 @@ fn hash_of_file(path: &Path) -> Result<String> {
 pub(super) fn example() -> Settings {
     Settings {
         target: TargetName { name: "t".into(), vocab_size: 64, hash: "0".into() },
-        source: Source::Prompts { file: "p.txt".into(), hash: "1".into(), raw: true },
+        source: Source::Prompts { file: "p.txt".into(), hash: "1".into(), raw: true, thinking: None },
         max_response: 8,
         temperature: 0.0,
         held_out: 0.25,

@@ -1,8 +1,8 @@
 //! Chooses the anchors (positions from which a block is drafted) that a training step learns from, and makes
 //! their mask rows.
 //!
-//! An anchor is the last clean token that its group sees. The token after the anchor is the bonus token, and slot j's
-//! label is the token j positions after the bonus token:
+//! An anchor is the last clean token that its group sees. The token after the anchor is the bonus token. Slot j of a
+//! FlexDraft drafter has the token j positions after the bonus token as its label:
 //!
 //! ```text
 //! position     p        p+1      p+2   …   p+S
@@ -10,6 +10,8 @@
 //! mask row              slot 0   slot 1    slot S−1
 //! label                          x[p+2]    x[p+S]
 //! ```
+//!
+//! Slots of an Orthrus drafter predict the next position, so slots 0 to S − 2 have these labels and the last slot has none.
 
 use std::ops::Range;
 
@@ -165,7 +167,7 @@ pub struct SlotLabels {
     /// Label and weight of each mask row. The weight is 0 for rows after the transcript's end and rows whose
     /// label is not in the shortlist.
     pub labels: Labels,
-    /// Slot number of each mask row within its block.
+    /// For each mask row, the number of the draft within its block, from 1.
     pub slots: Vec<usize>,
 }
 

@@ -19,5 +19,5 @@ pub use chain_run::{FrozenSource, run_chain};
 pub use chain_settings::{ChainSettings, Kind};
 pub use clean::Corpus;
 pub use ranks::{Alone, Place, Ranks};
-pub use run::{Observer, Outcome, StepMetrics, run};
-pub use settings::{Compute, Settings};
+pub use run::{Observer, Outcome, StepMetrics, TunedTarget, run};
+pub use settings::{Compute, DrafterChoice, Settings};

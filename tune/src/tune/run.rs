@@ -14,12 +14,12 @@ use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::clean::Corpus;
 use super::description::{Description, Evaluated, check_same_run, of_transcripts, schedule_steps};
 use super::ranks::{Place, Ranks, sum_numbers};
-use super::settings::Settings;
+use super::settings::{DrafterChoice, Settings};
 use super::walk::{Drafting, Walk, walk};
 use crate::checkpoint;
-use crate::drafter::Drafter;
+use crate::drafter::{Drafter, DrafterShape};
 use crate::error::{Result, TuneError};
-use crate::export::export;
+use crate::export::{OrthrusExport, export};
 use crate::hash;
 use crate::loss::cross_entropy;
 use crate::optimizer::AdamW;
@@ -71,7 +71,17 @@ pub struct Outcome {
     pub drafter: Option<PathBuf>,
 }
 
-/// Tunes a drafter for `weights` on `train`, and keeps the drafter with the best τ on `heldout` in `out/drafter`. If
+/// The target of a tuning run.
+#[derive(Clone, Copy, Debug)]
+pub struct TunedTarget<'a> {
+    /// The target's weights.
+    pub weights: &'a TargetWeights,
+    /// The directory that the weights were read from. An Orthrus drafter is stored with a copy of the directory's files; a
+    /// FlexDraft drafter does not need them.
+    pub directory: &'a Path,
+}
+
+/// Tunes a drafter for `target` on `train`, and keeps the drafter with the best τ on `heldout` in `out/drafter`. If
 /// `out` holds a checkpoint, the run resumes from it. If several ranks tune together, `sequences` is divided among
 /// them; all ranks but rank 0 only train, and their result is `None`. The settings are written to `out` as
 /// settings.json.
@@ -82,7 +92,7 @@ pub struct Outcome {
 /// another target; [`TuneError::NotFinite`] for a loss that is not a number; [`TuneError::WeightsNotFinite`]; errors of
 /// files and tensors.
 pub fn run(
-    weights: &TargetWeights,
+    target: TunedTarget<'_>,
     train: Vec<Transcript>,
     heldout: Vec<Transcript>,
     settings: &Settings,
@@ -90,6 +100,7 @@ pub fn run(
     place: Place<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Option<Outcome>> {
+    let weights = target.weights;
     settings.validate(&weights.config)?;
     let Place { device, ranks } = place;
     if ranks.count() == 0 || !settings.sequences.is_multiple_of(ranks.count()) {
@@ -99,8 +110,8 @@ pub fn run(
     fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
     let amounts = Amounts { sequences: settings.sequences, evaluate_on: settings.evaluate_on };
     let usable = usable_transcripts(&train, &heldout, &weights.config, amounts, out)?;
-    let target = FrozenTarget::new(weights, settings.compute.into(), device)?;
-    let mut state = State::start(weights, target, train, heldout, settings, ranks, out)?;
+    let frozen = FrozenTarget::new(weights, settings.compute.into(), device)?;
+    let mut state = State::start(target, frozen, train, heldout, settings, ranks, out)?;
     state.agree()?;
     if ranks.rank() == 0 {
         checkpoint::write_json(&out.join("settings.json"), settings)?;
@@ -131,7 +142,7 @@ pub fn run(
         return Ok(None);
     }
     let best = state.description.best.unwrap_or(Evaluated { step: 0, tau: 1.0 });
-    let drafter = (!settings.whole_tail).then(|| state.drafter_dir());
+    let drafter = (!settings.whole_tail).then(|| drafter_dir(out));
     Ok(Some(Outcome { tau: best.tau, step: best.step, drafter }))
 }
 
@@ -140,6 +151,7 @@ struct State<'a> {
     ranks: &'a dyn Ranks,
     out: &'a Path,
     weights: &'a TargetWeights,
+    shape: DrafterShape,
     target: FrozenTarget,
     train: Corpus,
     heldout: Corpus,
@@ -151,11 +163,13 @@ struct State<'a> {
     description: Description,
     /// The step of the checkpoint on disk.
     saved: usize,
+    /// The directory that gets the best drafter, if the drafter is stored with its target.
+    orthrus: Option<OrthrusExport>,
 }
 
 impl<'a> State<'a> {
     fn start(
-        weights: &'a TargetWeights,
+        tuned: TunedTarget<'a>,
         target: FrozenTarget,
         train: Vec<Transcript>,
         heldout: Vec<Transcript>,
@@ -163,6 +177,9 @@ impl<'a> State<'a> {
         ranks: &'a dyn Ranks,
         out: &'a Path,
     ) -> Result<Self> {
+        let weights = tuned.weights;
+        let shape = settings.shape(&weights.config);
+        let mask_token = settings.mask_token(&weights.config);
         let path = out.join("checkpoint.safetensors");
         let found = match path.exists() {
             true => Some(checkpoint::load::<Description>(&path)?),
@@ -172,10 +189,24 @@ impl<'a> State<'a> {
         let data = of_transcripts(&train, &heldout);
         if let Some((_, description)) = &found {
             check_same_run(&path, description, settings, &of_target, &data)?;
-            let exported = out.join("drafter");
+        }
+        let exported = drafter_dir(out);
+        let orthrus = if settings.kind == DrafterChoice::Orthrus && !settings.whole_tail && ranks.rank() == 0
+        {
+            let source = tuned.directory;
+            Some(OrthrusExport::begin(&exported, source, &weights.config, shape.block_size, mask_token)?)
+        } else {
+            None
+        };
+        if let Some((_, description)) = &found {
+            let weights_file = match &orthrus {
+                Some(export) => export.drafter_path(),
+                None => exported.join("model.safetensors"),
+            };
             if let Some(best) = description.best
                 && !settings.whole_tail
-                && !exported.join("model.safetensors").is_file()
+                && ranks.rank() == 0
+                && !weights_file.is_file()
             {
                 let reason = format!(
                     "expected the run's best drafter, from step {}, found none; put it back, or begin in another folder",
@@ -194,11 +225,13 @@ impl<'a> State<'a> {
                 Shortlist::most_frequent(settings.shortlist, weights.config.vocab_size, tokens)
             }
         };
-        let mut train = Corpus::new(train, settings.tail_layers, settings.kept_gib, &target);
-        let heldout = Corpus::new(heldout, settings.tail_layers, settings.kept_gib / 8.0, &target);
-        let entry = train.entry_mean(&target, ENTRY_TRANSCRIPTS)?;
-        let mut drafter =
-            Drafter::new(weights, &target, settings.shape(), &shortlist, &entry, settings.seed)?;
+        let mut train = Corpus::new(train, shape.tail_layers, settings.kept_gib, &target);
+        let heldout = Corpus::new(heldout, shape.tail_layers, settings.kept_gib / 8.0, &target);
+        let entry = match settings.kind {
+            DrafterChoice::FlexDraft => train.entry_mean(&target, ENTRY_TRANSCRIPTS)?,
+            DrafterChoice::Orthrus => target.embed(&[mask_token])?.squeeze(0)?,
+        };
+        let mut drafter = Drafter::new(weights, &target, shape, &shortlist, &entry, settings.seed)?;
         drafter.set_calibrator_rate(settings.calibrator_rate);
         let mut optimizer = AdamW::new(drafter.parameters().to_vec(), settings.adam)?;
         let mut mean = HashMap::new();
@@ -238,6 +271,7 @@ impl<'a> State<'a> {
             ranks,
             out,
             weights,
+            shape,
             target,
             train,
             heldout,
@@ -247,6 +281,7 @@ impl<'a> State<'a> {
             mean,
             description,
             saved,
+            orthrus,
         })
     }
 
@@ -358,8 +393,11 @@ impl<'a> State<'a> {
         if self.description.best.is_none_or(|best| tau >= best.tau) {
             self.description.best = Some(Evaluated { step: self.description.step, tau });
             if !self.settings.whole_tail {
-                let dir = self.drafter_dir();
-                export(&dir, &self.weights.config, self.settings.shape(), shortlist, &self.parameters()?)?;
+                let (config, parameters) = (&self.weights.config, self.parameters()?);
+                match &self.orthrus {
+                    Some(orthrus) => orthrus.write(config, &parameters)?,
+                    None => export(&drafter_dir(self.out), config, self.shape, shortlist, &parameters)?,
+                }
             }
         }
         if !self.mean.is_empty() {
@@ -374,16 +412,17 @@ impl<'a> State<'a> {
         parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
     }
 
-    fn drafter_dir(&self) -> PathBuf {
-        self.out.join("drafter")
-    }
-
     fn save(&self) -> Result<()> {
         check_weights(&self.optimizer, self.description.step, self.saved)?;
         let mut tensors = self.optimizer.state();
         tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
         checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)
     }
+}
+
+/// Returns the directory of the best drafter of the run in `out`.
+fn drafter_dir(out: &Path) -> PathBuf {
+    out.join("drafter")
 }
 
 /// Prefix of the names of averaged weights in a checkpoint.

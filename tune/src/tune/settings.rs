@@ -4,7 +4,7 @@
 use candle_core::DType;
 use flexdraft::decode::Confidence;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::ModelConfig;
+use flexdraft::model::{DrafterKind, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::drafter::DrafterShape;
@@ -31,15 +31,33 @@ impl From<Compute> for DType {
     }
 }
 
+/// The kind of drafter that a run tunes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrafterChoice {
+    /// A FlexDraft drafter (arXiv 2605.20022): projectors in the last layers, a mask embedding and a calibrator.
+    #[default]
+    FlexDraft,
+    /// An Orthrus drafter (arXiv 2605.12825): projectors in all layers, and no other tensor.
+    Orthrus,
+}
+
 /// Settings of a tuning run, as stored in its configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// N: number of the target's last layers that get attention projectors for mask rows.
+    /// The kind of drafter.
+    pub kind: DrafterChoice,
+    /// The token whose embedding the mask rows of an Orthrus drafter start from; by default the last id of the
+    /// vocabulary. A FlexDraft drafter has a mask embedding of its own.
+    pub mask_token: Option<u32>,
+    /// N: number of the target's last layers that get attention projectors for mask rows. An Orthrus drafter has
+    /// projectors in all layers, whatever this setting is.
     pub tail_layers: usize,
     /// S: number of slots of a block, including slot 0, the bonus token's.
     pub block_size: usize,
-    /// Rank r of the calibrator; 0 tunes a drafter without a calibrator.
+    /// Rank r of the calibrator; 0 tunes a drafter without a calibrator. An Orthrus drafter has no calibrator, whatever
+    /// this setting is.
     pub rank: usize,
     /// True if the tail's norms and MLPs are trained too, for comparison; such a drafter cannot be exported.
     pub whole_tail: bool,
@@ -84,6 +102,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            kind: DrafterChoice::default(),
+            mask_token: None,
             tail_layers: 8,
             block_size: 8,
             rank: 128,
@@ -115,8 +135,9 @@ impl Settings {
     /// # Errors
     /// [`TuneError::Setting`] naming the first invalid setting.
     pub fn validate(&self, target: &ModelConfig) -> Result<()> {
+        let shape = self.shape(target);
         let counts = [
-            ("tail_layers", self.tail_layers, target.layers),
+            ("tail_layers", shape.tail_layers, target.layers),
             ("block_size", self.block_size.saturating_sub(1), MAX_BLOCK_SIZE - 1),
             ("steps", self.steps, usize::MAX),
             ("sequences", self.sequences, usize::MAX),
@@ -157,22 +178,37 @@ impl Settings {
         if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
             return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
         }
-        if self.rank == 0 && self.shortlist > 0 {
+        if shape.rank == 0 && self.shortlist > 0 {
             // Only the bias of a calibrator keeps the other ids from being drafted.
-            let expected = "0 for a drafter without a calibrator (rank 0)";
+            let expected = "0 for a drafter without a calibrator (rank 0, or an Orthrus drafter)";
             return Err(TuneError::setting("shortlist", self.shortlist, expected));
+        }
+        if let Some(token) = self.mask_token {
+            if self.kind != DrafterChoice::Orthrus {
+                let expected = "no value, because a FlexDraft drafter has a mask embedding of its own";
+                return Err(TuneError::setting("mask_token", token, expected));
+            }
+            if token as usize >= target.vocab_size {
+                let expected = format!("below {}, the target's vocabulary", target.vocab_size);
+                return Err(TuneError::setting("mask_token", token, expected));
+            }
         }
         Ok(())
     }
 
-    /// Returns the sizes of the drafter's tensors.
-    pub fn shape(&self) -> DrafterShape {
-        DrafterShape {
-            tail_layers: self.tail_layers,
-            block_size: self.block_size,
-            rank: self.rank,
-            whole_tail: self.whole_tail,
-        }
+    /// Returns the sizes of the drafter's tensors, for a target with the configuration `target`.
+    pub fn shape(&self, target: &ModelConfig) -> DrafterShape {
+        let (kind, tail_layers, rank) = match self.kind {
+            DrafterChoice::FlexDraft => (DrafterKind::FlexDraft, self.tail_layers, self.rank),
+            DrafterChoice::Orthrus => (DrafterKind::Orthrus, target.layers, 0),
+        };
+        DrafterShape { kind, tail_layers, block_size: self.block_size, rank, whole_tail: self.whole_tail }
+    }
+
+    /// Returns the token whose embedding the mask rows of an Orthrus drafter start from.
+    pub fn mask_token(&self, target: &ModelConfig) -> u32 {
+        self.mask_token
+            .unwrap_or_else(|| u32::try_from(target.vocab_size).unwrap_or(u32::MAX).saturating_sub(1))
     }
 
     /// Returns the learning-rate schedule of a run whose rate falls over `steps` steps.

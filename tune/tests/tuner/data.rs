@@ -8,10 +8,16 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{ChatTemplate, Model, TargetWeights, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::data::{
-    Generation, Output, Prompts, SelfPrompt, Settings, Source, Summary, TargetName, Windows, generate,
+    Generation, Output, Prompts, Rendering, SelfPrompt, Settings, Source, Summary, TargetName, Windows,
+    generate,
 };
 use flexdraft_tune::transcripts::{self, Transcript};
 use flexdraft_tune::{Result, TuneError};
+
+/// Returns a template without variables of its own.
+fn plain(template: &ChatTemplate) -> Rendering<'_> {
+    Rendering { template, thinking: None }
+}
 
 const VOCAB: usize = 384;
 const NEWLINE: u32 = 199;
@@ -37,7 +43,8 @@ fn generation(count: usize, batch: usize) -> Generation {
 
 fn settings() -> Settings {
     let target = TargetName { name: "tiny".into(), vocab_size: VOCAB, hash: String::new() };
-    let source = Source::SelfPrompted { min_message: 1, max_message: 24, temperature: 1.0, top_p: 0.95 };
+    let (temperature, top_p) = (1.0, 0.95);
+    let source = Source::SelfPrompted { min_message: 1, max_message: 24, temperature, top_p, thinking: None };
     Settings {
         target,
         source,
@@ -100,7 +107,7 @@ fn written() -> Prompts {
     let tokenizer = Tokenizer::read(folder.path(), VOCAB).unwrap();
     let template = ChatTemplate::read(folder.path()).unwrap();
     let sampling = SamplingParams { top_p: 0.95, ..SamplingParams::at_temperature(1.0) };
-    Prompts::Written(SelfPrompt::new(&template, &tokenizer, sampling, 2, 16).unwrap())
+    Prompts::Written(SelfPrompt::new(plain(&template), &tokenizer, sampling, 2, 16).unwrap())
 }
 
 fn windows(count: usize) -> Prompts {
@@ -184,7 +191,8 @@ fn a_target_that_never_ends_a_message_is_an_error() {
     fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     let tokenizer = Tokenizer::read(&fixtures().join("target"), VOCAB).unwrap();
     let template = ChatTemplate::read(folder.path()).unwrap();
-    let prompt = SelfPrompt::new(&template, &tokenizer, SamplingParams::at_temperature(1.0), 1, 2).unwrap();
+    let sampling = SamplingParams::at_temperature(1.0);
+    let prompt = SelfPrompt::new(plain(&template), &tokenizer, sampling, 1, 2).unwrap();
     let error = run(folder.path(), &Prompts::Written(prompt), &generation(2000, 64), usize::MAX).unwrap_err();
     assert!(matches!(error, TuneError::TooLittleData { .. }), "{error}");
 }

@@ -55,6 +55,13 @@ fn from_text_to_a_lossless_drafter() {
     .concat();
     succeed(&tune);
 
+    // The drafter's card says what its acceptance length was, and that the prompts were rendered without a template.
+    let config = fs::read(format!("{tuned}/drafter/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let card = &config["flexdraft_card"];
+    assert!(card["acceptance_lengths"]["heldout"].as_f64().unwrap() >= 1.0, "{card}");
+    assert_eq!((&card["template"], &card["block_size"]), (&serde_json::Value::Null, &4.into()), "{card}");
+
     // The command fails unless every mode gives the tokens of plain decoding.
     let draft = format!("{tuned}/drafter");
     let unseen = format!("{data}/heldout.jsonl");
@@ -62,6 +69,31 @@ fn from_text_to_a_lossless_drafter() {
     let picture = path("curves.svg");
     succeed(&["curves", "--out", &picture, &format!("{tuned}/metrics.jsonl")]);
     assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+
+    let (code, message) = fail(&[&data_command[..], &["--no-thinking"]].concat());
+    assert!(
+        code == 2 && message.contains("--no-thinking is given for prompts as they are"),
+        "{code}: {message}"
+    );
+
+    // An Orthrus drafter is stored with its target, so the folder of the drafter is the target of an evaluation.
+    let orthrus = path("orthrus");
+    let tune_orthrus = [
+        &["tune", "--kind", "orthrus", "--target", &target, "--data", &data, "--out", &orthrus][..],
+        &["--block-size", "4", "--mask-token", "7"],
+        &steps,
+    ]
+    .concat();
+    succeed(&tune_orthrus);
+    let model = format!("{orthrus}/drafter");
+    succeed(&["eval", "--target", &model, "--transcripts", &unseen]);
+    let (code, message) = fail(&["eval", "--target", &model, "--transcripts", &unseen, "--mode", "parallel"]);
+    assert!(code == 2 && message.contains("sequential"), "{code}: {message}");
+    let (code, message) = fail(&["eval", "--target", &target, "--transcripts", &unseen]);
+    assert!(code == 2 && message.contains("--draft is not given"), "{code}: {message}");
+    let (code, message) = fail(&[&tune_orthrus[..], &["--tail-layers", "2"]].concat());
+    assert!(code == 2 && message.contains("--tail-layers is 2, expected no value"), "{code}: {message}");
+    succeed(&tune_orthrus);
 
     // Commands that are repeated find nothing left to do; a folder of a run refuses other settings of the
     // drafter.

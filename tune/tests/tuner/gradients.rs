@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
+use flexdraft::model::DrafterKind;
 use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::{ChainConfig, ChainKind, TargetWeights};
 use flexdraft_tune::chain::{ChainShape, ChainSlots};
@@ -131,13 +132,15 @@ fn gradients_of_a_chain_are_finite_differences() {
 
 #[test]
 fn gradients_are_finite_differences() {
-    for (architecture, bias, rank, listed, whole_tail) in [
-        (Architecture::Qwen3, false, 5, 0, false),
-        (Architecture::Llama, true, 5, 20, false),
-        (Architecture::Llama, false, 0, 0, false),
-        (Architecture::Qwen3, false, 5, 0, true),
+    let flexdraft = |rank, whole_tail| DrafterShape { rank, whole_tail, ..common::SHAPE };
+    let orthrus = DrafterShape { kind: DrafterKind::Orthrus, tail_layers: 3, ..flexdraft(0, false) };
+    for (architecture, bias, shape, listed) in [
+        (Architecture::Qwen3, false, flexdraft(5, false), 0),
+        (Architecture::Llama, true, flexdraft(5, false), 20),
+        (Architecture::Llama, false, flexdraft(0, false), 0),
+        (Architecture::Qwen3, false, flexdraft(5, true), 0),
+        (Architecture::Qwen3, false, orthrus, 0),
     ] {
-        let shape = DrafterShape { rank, whole_tail, ..common::SHAPE };
         let mut setup = Setup::new(architecture, bias, shape, listed, DType::F64);
         let gradients = setup.gradients();
         let parameters: Vec<_> = setup.drafter.parameters().to_vec();

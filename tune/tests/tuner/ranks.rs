@@ -11,7 +11,7 @@ use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
 use crate::common::ranks::{Fault, Meeting, Thread};
-use crate::common::training::{Recorder, counting, settings, target};
+use crate::common::training::{Recorder, counting, in_memory, settings, target};
 
 /// Tunes with `count` ranks, and returns the progress that each rank reported and how it ended. The last rank
 /// has the fault; rank 0 may be killed.
@@ -30,7 +30,7 @@ fn tune(
         let place = Place { device: &Device::Cpu, ranks: &ranks };
         let heldout = counting(28).split_off(20);
         let mut recorder = Recorder { killed_at, ..Recorder::default() };
-        let outcome = run(target, counting(20), heldout, settings, out, place, &mut recorder);
+        let outcome = run(in_memory(target), counting(20), heldout, settings, out, place, &mut recorder);
         (recorder, outcome)
     };
     thread::scope(|scope| {

@@ -12,11 +12,19 @@ use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
 use crate::common;
-use crate::common::training::{Recorder, counting, settings, target};
+use crate::common::training::{Recorder, counting, in_memory, settings, target};
 
 fn tune(target: &TargetWeights, settings: &Settings, out: &Path, recorder: &mut Recorder) -> Result<Outcome> {
-    run(target, counting(20), counting(28).split_off(20), settings, out, Place::alone(&Device::Cpu), recorder)
-        .map(|outcome| outcome.unwrap())
+    run(
+        in_memory(target),
+        counting(20),
+        counting(28).split_off(20),
+        settings,
+        out,
+        Place::alone(&Device::Cpu),
+        recorder,
+    )
+    .map(|outcome| outcome.unwrap())
 }
 
 #[test]
@@ -82,9 +90,16 @@ fn a_run_is_not_continued_with_something_else() {
     let error = tune(&other, &settings(), dir.path(), &mut Recorder::default()).unwrap_err();
     assert!(matches!(error, TuneError::OtherRun { what: "target", .. }), "{error}");
     let place = Place::alone(&Device::Cpu);
-    let error =
-        run(&target(), counting(21), counting(4), &settings(), dir.path(), place, &mut Recorder::default())
-            .unwrap_err();
+    let error = run(
+        in_memory(&target()),
+        counting(21),
+        counting(4),
+        &settings(),
+        dir.path(),
+        place,
+        &mut Recorder::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, TuneError::OtherRun { what: "set of transcripts", .. }), "{error}");
     // The runs that were refused left the folder's settings as they were.
     let kept: Settings =
@@ -122,7 +137,7 @@ fn transcripts_of_another_vocabulary_are_refused() {
             [counting(2), vec![Transcript { prompt, response: Vec::new() }], counting(8)].concat();
         let place = Place::alone(&Device::Cpu);
         let result = run(
-            &target(),
+            in_memory(&target()),
             transcripts,
             counting(4),
             &settings(),
@@ -167,8 +182,15 @@ fn an_evaluation_without_a_step_is_refused() {
         // The evaluation does not reach this transcript.
         heldout.extend(counting(1));
         let (settings, place) = (Settings { steps: 1, ..settings() }, Place::alone(&Device::Cpu));
-        let run =
-            run(&target(), counting(20), heldout, &settings, dir.path(), place, &mut Recorder::default());
+        let run = run(
+            in_memory(&target()),
+            counting(20),
+            heldout,
+            &settings,
+            dir.path(),
+            place,
+            &mut Recorder::default(),
+        );
         match run {
             Ok(_) => assert!(kept, "responses of {response} tokens"),
             Err(TuneError::TooLittleData { found: 0, needed: 1, .. }) => assert!(!kept),
@@ -184,8 +206,9 @@ fn transcripts_beyond_the_context_are_refused() {
     let response = vec![1; target.config.context_len];
     let long = [counting(20), vec![Transcript { prompt: vec![1], response }]].concat();
     let place = Place::alone(&Device::Cpu);
-    let error = run(&target, long, counting(3), &settings(), dir.path(), place, &mut Recorder::default())
-        .unwrap_err();
+    let error =
+        run(in_memory(&target), long, counting(3), &settings(), dir.path(), place, &mut Recorder::default())
+            .unwrap_err();
     let context = target.config.context_len;
     assert_eq!(
         error.to_string(),

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::device::AttentionShape;
+use flexdraft::model::DrafterKind;
 use flexdraft::model::config::{Architecture, ModelConfig};
 use flexdraft::model::rope::{RopeScaling, rope};
 use flexdraft::model::weights::TargetWeights;
@@ -43,7 +44,8 @@ pub fn target(config: &ModelConfig) -> TargetWeights {
     TargetWeights::random(config, flexdraft::tensor::DType::F32, 7).unwrap()
 }
 
-pub const SHAPE: DrafterShape = DrafterShape { tail_layers: 2, block_size: 4, rank: 5, whole_tail: false };
+pub const SHAPE: DrafterShape =
+    DrafterShape { kind: DrafterKind::FlexDraft, tail_layers: 2, block_size: 4, rank: 5, whole_tail: false };
 
 /// Returns transcripts of random tokens.
 pub fn transcripts(vocab: usize) -> Vec<Transcript> {

@@ -1,10 +1,12 @@
 //! A small tuning run that learns to count.
 
+use std::path::Path;
+
 use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::TargetWeights;
 use flexdraft_tune::transcripts::Transcript;
 use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{Observer, Settings, StepMetrics};
+use flexdraft_tune::tune::{Observer, Settings, StepMetrics, TunedTarget};
 use flexdraft_tune::{Result, TuneError};
 
 /// Returns transcripts that count from different starts: the bonus token alone determines the next token.
@@ -37,6 +39,11 @@ pub fn settings() -> Settings {
 
 pub fn target() -> TargetWeights {
     super::target(&super::config(Architecture::Qwen3, false))
+}
+
+/// Returns a target without files.
+pub fn in_memory(weights: &TargetWeights) -> TunedTarget<'_> {
+    TunedTarget { weights, directory: Path::new("a target without files") }
 }
 
 /// An observer that records the progress of a run, and can end the run as if the process were killed.

@@ -1,4 +1,4 @@
-//! Writes a trained drafter as a directory, in the layout of the released checkpoint.
+//! The layout of a FlexDraft drafter: a directory of its own, as the released checkpoint has.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Tensor};
 use flexdraft::model::ModelConfig;
 use serde_json::json;
 
-use crate::checkpoint::write_whole;
+use super::{Parameters, Stored, write_json};
 use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
 use crate::shortlist::{Shortlist, UNLISTED_BIAS};
 
-/// Writes `config.json` and `model.safetensors` (bf16) of a drafter into `dir`, which is created if it does not
+/// Writes `config.json` and `model.safetensors` (bf16) of a FlexDraft drafter into `dir`, which is created if it does not
 /// exist. `target` is the configuration of its target; `tensors` are the drafter's parameters by name.
 ///
 /// # Errors
@@ -40,14 +40,10 @@ pub fn export(
     }
     fs::create_dir_all(dir).map_err(TuneError::io("create", dir))?;
     let path = dir.join("model.safetensors");
-    let tensors = checkpoint_tensors(&path, target, shape, shortlist, tensors)?;
-    let bytes = safetensors::serialize(&tensors, None)
-        .map_err(|error| TuneError::File { path: path.clone(), reason: error.to_string() })?;
-    write_whole(&path, &bytes)?;
-    let path = dir.join("config.json");
-    let config = serde_json::to_string_pretty(&config(target, shape))
-        .map_err(|error| TuneError::File { path: path.clone(), reason: error.to_string() })?;
-    write_whole(&path, (config + "\n").as_bytes())
+    let mut stored = Stored::default();
+    add_tensors(&Parameters { path: &path, tensors }, target, shape, shortlist, &mut stored)?;
+    stored.write(&path)?;
+    write_json(&dir.join("config.json"), &config(target, shape))
 }
 
 fn config(target: &ModelConfig, shape: DrafterShape) -> serde_json::Value {
@@ -78,53 +74,24 @@ fn config(target: &ModelConfig, shape: DrafterShape) -> serde_json::Value {
     })
 }
 
-fn checkpoint_tensors(
-    path: &Path,
+fn add_tensors(
+    parameters: &Parameters<'_>,
     target: &ModelConfig,
     shape: DrafterShape,
     shortlist: &Shortlist,
-    tensors: &HashMap<String, Tensor>,
-) -> Result<HashMap<String, Tensor>> {
-    let find = |name: &str| {
-        let missing = || TuneError::File { path: path.into(), reason: format!("tensor `{name}` is missing") };
-        tensors.get(name).ok_or_else(missing)?.to_device(&Device::Cpu).map_err(TuneError::from)
-    };
-    let attention = target.attention;
-    let (q, kv) = (attention.q_heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-    let mut out = HashMap::new();
-    let mut put = |name: String, tensor: Tensor| -> Result<()> {
-        out.insert(name, tensor.to_dtype(DType::BF16)?.force_contiguous()?);
-        Ok(())
-    };
-    for layer in 0..shape.tail_layers {
-        let name = |part: &str| format!("layers.{layer}.self_attn.{part}");
-        let kinds: &[&str] = if target.attention_bias { &["weight", "bias"] } else { &["weight"] };
-        for kind in kinds {
-            let qkv = find(&name(&format!("qkv_proj.{kind}")))?;
-            for (part, first, rows) in [("q_proj", 0, q), ("k_proj", q, kv), ("v_proj", q + kv, kv)] {
-                put(name(&format!("{part}.{kind}")), qkv.narrow(0, first, rows)?)?;
-            }
-            // Some models have biases on q, k and v but not on o, so the bias of o may be missing.
-            if tensors.contains_key(&name(&format!("o_proj.{kind}"))) {
-                put(name(&format!("o_proj.{kind}")), find(&name(&format!("o_proj.{kind}")))?)?;
-            }
-        }
-        if target.architecture.has_qk_norms() {
-            for part in ["q_norm.weight", "k_norm.weight"] {
-                put(name(part), find(&name(part))?)?;
-            }
-        }
-    }
-    put("mask_embedding".into(), find("mask_embedding")?.flatten_all()?)?;
+    out: &mut Stored,
+) -> Result<()> {
+    parameters.projectors(target, shape.tail_layers, ["", ""], out)?;
+    out.put("mask_embedding".into(), &parameters.find("mask_embedding")?.flatten_all()?)?;
     if shape.rank > 0 {
-        let halves = [find("calibrator.bonus_half")?, find("calibrator.hidden_half")?];
-        put("anchor_bias_mlp.0.weight".into(), Tensor::cat(&halves, 1)?)?;
-        put("anchor_bias_mlp.0.bias".into(), find("calibrator.bias")?)?;
-        let output = whole_vocabulary(&find("calibrator.output")?, shortlist, target.vocab_size)?;
-        put("anchor_bias_mlp.2.weight".into(), output.narrow(1, 0, shape.rank)?)?;
-        put("anchor_bias_mlp.2.bias".into(), output.narrow(1, shape.rank, 1)?.flatten_all()?)?;
+        let halves = [parameters.find("calibrator.bonus_half")?, parameters.find("calibrator.hidden_half")?];
+        out.put("anchor_bias_mlp.0.weight".into(), &Tensor::cat(&halves, 1)?)?;
+        out.put("anchor_bias_mlp.0.bias".into(), &parameters.find("calibrator.bias")?)?;
+        let output = whole_vocabulary(&parameters.find("calibrator.output")?, shortlist, target.vocab_size)?;
+        out.put("anchor_bias_mlp.2.weight".into(), &output.narrow(1, 0, shape.rank)?)?;
+        out.put("anchor_bias_mlp.2.bias".into(), &output.narrow(1, shape.rank, 1)?.flatten_all()?)?;
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Expands W2 and b2 of the calibrator from the shortlisted ids to the whole vocabulary.
