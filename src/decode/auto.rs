@@ -419,6 +419,7 @@ mod tests {
                             had_draft,
                             drafted: mode.drafts(),
                             committed: 1 + accepted.count(),
+                            ..SequenceStep::default()
                         }
                     })
                     .collect();
@@ -439,6 +440,7 @@ mod tests {
             verify_len: VERIFY_LEN,
             verify_len_is_free,
             rule: Rule::Match,
+            ..SequenceView::default()
         }
     }
 
@@ -503,7 +505,7 @@ mod tests {
         let before = costs(&auto);
         for _ in 0..2000 {
             auto.choose(&BatchView { sequences: &[view(true)], groups_allowed: true });
-            let reading = SequenceStep { mode: None, had_draft: false, drafted: false, committed: 0 };
+            let reading = SequenceStep::default();
             auto.observe(&StepView { seconds: 1.0, sequences: &[reading] });
             assert!(auto.trial.is_none_or(|trial| trial.taken < TRIAL_LIMIT));
         }

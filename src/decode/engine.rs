@@ -211,10 +211,19 @@ impl<D: Device> Engine<D> {
     }
 
     fn sequence_step(&self, plan: &SequencePlan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
+        let sequence = &self.scheduler.active()[plan.sequence];
+        let drafted = outcome.draft.is_some();
         SequenceStep {
+            index: plan.sequence,
             mode: (plan.work == Work::Decode && outcome.failure.is_none()).then(|| plan.mode()),
-            had_draft: self.scheduler.active()[plan.sequence].draft.is_some(),
-            drafted: outcome.draft.is_some(),
+            cached: sequence.cached,
+            candidates: plan.rows(),
+            groups: plan.groups.len(),
+            block_size: sequence.block_size,
+            had_draft: sequence.draft.is_some(),
+            drafted,
+            // The last candidate that stays in the cache is the one that the draft's group follows.
+            drafted_apart: drafted && !plan.groups.contains(&outcome.kept.saturating_sub(1)),
             committed: outcome.committed.len(),
         }
     }

@@ -6,12 +6,29 @@ use crate::acceptance::Rule;
 use crate::layout::GroupSet;
 
 /// The properties of one sequence that a policy sees before a step.
-#[derive(Clone, Debug)]
+///
+/// A view has no draft tokens: whether v ≥ j may not depend on the draft token d_j or a later draft token. The confidences
+/// of slots j + 1 and later may depend on d_j, if the drafter has a chain. Therefore a policy that chooses v for a sequence
+/// whose [tokens depend on it](Self::tokens_depend_on_verify_len) decides slot by slot, each slot by the confidences up to
+/// it and by what was known before the draft.
+#[derive(Clone, Debug, Default)]
 pub struct SequenceView<'a> {
+    /// A number that names the request among the requests of its engine, the same in every step.
+    pub number: u64,
     /// n: the position of the newest token.
     pub position: usize,
     /// S: the request's block size.
     pub block_size: usize,
+    /// Number of tokens that the step reads for this sequence because their keys and values are not in the cache: tokens
+    /// of the prompt, or tokens whose pages were given up. 0 if the step decodes.
+    pub reads: usize,
+    /// Whether the step draws a token for the sequence, so that a draft can follow. It does not if the step reads only a
+    /// part of what has to be read.
+    pub draws: bool,
+    /// Whether the next block may be drafted: the model has a drafter and the request allows drafts.
+    pub may_draft: bool,
+    /// The most tokens that the request may still commit.
+    pub wanted: usize,
     /// The drafter's confidence in each token of the pending draft. Empty if no draft is pending, for example after a
     /// prompt.
     pub confidence: &'a [f32],
@@ -21,6 +38,9 @@ pub struct SequenceView<'a> {
     /// token (greedy and `match`), or if the engine was told that only the output's distribution matters
     /// ([`EngineOptions::free_verify_len`](super::EngineOptions::free_verify_len)).
     pub verify_len_is_free: bool,
+    /// Whether the request's tokens depend on v, although their distribution does not (`rejection` and `block` above
+    /// temperature 0).
+    pub tokens_depend_on_verify_len: bool,
     /// The request's acceptance rule.
     pub rule: Rule,
 }
@@ -35,18 +55,42 @@ pub struct BatchView<'a> {
 }
 
 /// The outcome of a step for one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SequenceStep {
+    /// Index of the sequence among [`BatchView::sequences`].
+    pub index: usize,
     /// The mode of decoding; `None` if the step read a part of the prompt, or read committed tokens again, or if
     /// the request failed.
     pub mode: Option<StepMode>,
+    /// Number of positions that the sequence had in the cache before the step.
+    pub cached: usize,
+    /// Number of candidate rows: v + 1, or the number of tokens that the step read.
+    pub candidates: usize,
+    /// Number of mask groups in the pass that verified.
+    pub groups: usize,
+    /// S: the number of rows of a mask group.
+    pub block_size: usize,
     /// Whether the sequence had a draft before the step, even if the step verified no token of it.
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
+    /// Whether the next block was drafted in a pass of its own, after the verification.
+    pub drafted_apart: bool,
     /// Number of accepted draft tokens, plus one for the bonus token if there is one, before the output was cut at its
     /// end.
     pub committed: usize,
+}
+
+impl SequenceStep {
+    /// Returns v, the number of draft tokens that the step verified.
+    pub fn verified(&self) -> usize {
+        if self.mode.is_some() { self.candidates.saturating_sub(1) } else { 0 }
+    }
+
+    /// Returns a, the number of draft tokens that were accepted.
+    pub fn accepted(&self) -> usize {
+        if self.mode.is_some() { self.committed.saturating_sub(1) } else { 0 }
+    }
 }
 
 /// The outcome of a step, reported to the policy.

@@ -11,6 +11,13 @@ pub struct RequestId {
     number: u64,
 }
 
+impl RequestId {
+    /// Returns the request's number among the requests of its engine, counted from 0.
+    pub(super) fn number(self) -> u64 {
+        self.number
+    }
+}
+
 /// The source of ids for the requests of one engine.
 #[derive(Debug)]
 pub(super) struct RequestIds {

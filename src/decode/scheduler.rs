@@ -214,19 +214,32 @@ impl<B> Scheduler<B> {
 
     /// Asks the policy how to draft and verify. The result has one choice per active sequence.
     fn choose(&self, policy: &mut dyn Policy) -> Vec<Choice> {
+        let mut row_budget = self.options.prefill_rows;
         let views: Vec<SequenceView<'_>> = self
             .active
             .iter()
             .map(|sequence| {
                 let draft = sequence.draft.as_ref();
+                let (reads, draws) = match sequence.work(row_budget) {
+                    Work::Prefill { rows, last } => (rows, last),
+                    Work::Recompute { rows } => (rows, false),
+                    Work::Decode => (0, true),
+                };
+                row_budget -= reads;
                 SequenceView {
+                    number: sequence.id.number(),
                     position: sequence.tokens.len() - 1,
                     block_size: sequence.block_size,
+                    reads,
+                    draws,
+                    may_draft: self.drafter.is_some() && sequence.request.drafting && sequence.block_size > 1,
+                    wanted: sequence.wanted(),
                     confidence: draft.map_or(&[], |draft| &draft.confidence),
                     verify_len: draft.map_or(0, |draft| draft.verify_len),
                     verify_len_is_free: self.options.free_verify_len
                         || sequence.request.sampling.is_greedy()
                         || sequence.request.rule == Rule::Match,
+                    tokens_depend_on_verify_len: sequence.compares_distributions(),
                     rule: sequence.request.rule,
                 }
             })

@@ -51,14 +51,28 @@ fn every_step_is_reported_as_it_happened() {
         let mut engine = engine(&Spec::default(), Spy { draft, steps: steps.clone() });
         let output = run(&mut engine, vec![request(3, 0.0)]).remove(0);
         // The first step of a request reads the prompt and has no mode.
-        let mut expected = vec![SequenceStep { mode: None, had_draft: false, drafted: draft, committed: 1 }];
+        let prompt = SequenceStep {
+            index: 0,
+            mode: None,
+            cached: 0,
+            candidates: 3,
+            groups: 0,
+            block_size: Spec::default().block_size,
+            had_draft: false,
+            drafted: draft,
+            drafted_apart: draft,
+            committed: 1,
+        };
+        let mut expected = vec![prompt];
         expected.extend(output.records.iter().filter_map(|record| match record {
             Record::Prefill(_) => None,
             Record::Step(step) => Some(SequenceStep {
                 mode: Some(step.mode),
+                cached: step.position,
+                candidates: step.verify_len + 1,
                 had_draft: draft,
-                drafted: draft,
                 committed: step.accepted + 1,
+                ..prompt
             }),
         }));
         let found: Vec<SequenceStep> = steps.lock().unwrap().iter().flatten().copied().collect();

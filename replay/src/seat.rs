@@ -1,0 +1,37 @@
+//! The sequences of a replay.
+
+use crate::load::Kind;
+use crate::recording::{Draft, Random, Recording};
+
+/// A sequence of the replay.
+#[derive(Clone, Debug)]
+pub struct Seat<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) number: u64,
+    pub(crate) random: Random,
+    pub(crate) transcript: &'a [Draft],
+    /// Index in the transcript of the draft that follows the newest token.
+    pub(crate) at: usize,
+    /// Whether the draft at `at` was made.
+    pub(crate) drafted: bool,
+    pub(crate) cached: usize,
+    /// Tokens of the prompt that are still to be read.
+    pub(crate) unread: usize,
+    /// Tokens that the request still wants.
+    pub(crate) wanted: usize,
+    /// Steps until the next request takes the place, if no request has it.
+    pub(crate) absent: usize,
+}
+
+impl<'a> Seat<'a> {
+    /// Begins a transcript that is drawn at random.
+    pub(crate) fn begin(&mut self, recording: &'a Recording) {
+        self.transcript = &recording.transcripts[self.random.below(recording.transcripts.len())];
+        (self.at, self.drafted) = (0, false);
+    }
+
+    /// Returns the draft that is pending, if there is one.
+    pub(crate) fn draft(&self) -> Option<&'a Draft> {
+        self.transcript.get(self.at).filter(|_| self.drafted && self.unread == 0)
+    }
+}

@@ -1,0 +1,112 @@
+//! Tests of the replay itself: what it simulates is what it says.
+
+use std::marker::PhantomData;
+
+use flexdraft::decode::{BatchView, Choice, Mode, Policy, StepView};
+use flexdraft_replay::load::Load;
+use flexdraft_replay::machine::{Machine, Rows};
+use flexdraft_replay::oracle::Oracle;
+use flexdraft_replay::recording::Recording;
+use flexdraft_replay::simulate::{Driver, replay};
+
+fn recording() -> Recording {
+    Recording::parse(include_str!("../recordings/smollm2.txt")).unwrap()
+}
+
+fn machines() -> [Machine; 3] {
+    [
+        include_str!("../machines/h100-qwen3-8b.json"),
+        include_str!("../machines/h100-small.json"),
+        include_str!("../machines/cpu.json"),
+    ]
+    .map(|json| serde_json::from_str(json).unwrap())
+}
+
+#[test]
+fn recordings_are_read_as_they_are_written() {
+    let recording = recording();
+    assert_eq!(Recording::parse(&recording.text()).unwrap(), recording);
+    assert_eq!(recording.block_size, 4);
+    // Whole drafts of the same transcripts, `demo/smollm2-drafter/README.md`: 1.370.
+    assert!((1.30..1.45).contains(&recording.acceptance_length()), "{}", recording.acceptance_length());
+    for (text, error) in [
+        ("", "empty"),
+        ("pair four\n", "block size"),
+        ("pair 2\n0g01\n", "line 2"),
+        ("pair 2\n00\n", "line 2"),
+    ] {
+        assert!(Recording::parse(text).unwrap_err().contains(error), "{text:?}");
+    }
+}
+
+#[test]
+fn drafts_can_be_moved_to_an_acceptance_length() {
+    for tau in [1.05, 1.8, 3.0] {
+        let moved = recording().with_acceptance_length(tau, 3).acceptance_length();
+        assert!((moved / tau - 1.0).abs() < 0.05, "{moved} for {tau}");
+    }
+}
+
+/// The simulated steps of the H100 take what `machines/h100-qwen3-8b.json` was made from.
+#[test]
+fn a_step_of_the_predicted_h100() {
+    let [h100, ..] = machines();
+    let rows = |candidates, groups, apart| {
+        [Rows { candidates, logits: candidates, groups, apart, slots: 16, cached: 1024 }]
+    };
+    for (rows, milliseconds) in [(rows(1, 0, false), 7.5), (rows(5, 5, false), 7.8), (rows(5, 0, true), 10.0)]
+    {
+        let found = h100.seconds(&rows) * 1e3;
+        assert!((found / milliseconds - 1.0).abs() < 0.05, "{found} ms, expected {milliseconds}");
+    }
+}
+
+/// A policy that counts the tokens of the steps that it observes.
+struct Counts(Mode, usize, usize);
+
+impl Policy for Counts {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        self.0.choose(batch)
+    }
+
+    fn observe(&mut self, step: &StepView<'_>) {
+        self.1 += 1;
+        self.2 += step.sequences.iter().map(|sequence| sequence.committed).sum::<usize>();
+    }
+
+    fn name(&self) -> &'static str {
+        "counts"
+    }
+}
+
+#[test]
+fn fixed_modes_commit_what_the_recording_says() {
+    let (recording, [_, _, cpu]) = (recording(), machines());
+    let load = Load { not_counted: 0, ..Load::quiet(4) };
+    for (mode, tau) in [(Mode::Autoregressive, 1.0), (Mode::Sequential, 1.36), (Mode::Parallel, 1.36)] {
+        let mut counts = Counts(mode, 0, 0);
+        let found = replay(&mut Driver::Policy(&mut counts), &recording, &cpu, &load, 1);
+        assert_eq!((counts.1, counts.2), (load.steps, found.tokens));
+        let per_step = found.tokens as f64 / (load.steps * load.batch) as f64;
+        assert!((per_step / tau - 1.0).abs() < 0.06, "{mode:?}: {per_step}");
+    }
+}
+
+#[test]
+fn nothing_beats_the_oracle() {
+    let recording = recording();
+    for machine in machines() {
+        for load in [Load::quiet(1), Load::quiet(16)].into_iter().chain(Load::all(8)) {
+            let load = Load { steps: 600, not_counted: 0, ..load };
+            let modes = [Mode::Autoregressive, Mode::Sequential, Mode::Parallel];
+            let best = modes
+                .map(|mut mode| replay(&mut Driver::Policy(&mut mode), &recording, &machine, &load, 1).rate())
+                .into_iter()
+                .fold(0.0, f64::max);
+            // Time costs on average about 1.5 times the noiseless time: the second half is slower, and there are outliers.
+            let oracle = Oracle { rate: best * 1.55, recording: PhantomData };
+            let found = replay(&mut Driver::Oracle(oracle), &recording, &machine, &load, 1).rate();
+            assert!(found > 0.99 * best, "{} {load:?}: {found} {best}", machine.name);
+        }
+    }
+}
