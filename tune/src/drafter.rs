@@ -10,7 +10,7 @@ use crate::attention::{Groups, Prefix};
 use crate::initial::{normals, root_mean_square};
 use crate::layers::{Linear, Projectors, frozen_norm, linear, mlp, norm, tensor};
 use crate::loss::Factor;
-use crate::optimizer::Parameter;
+use crate::optimizer::{Parameter, load};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
@@ -280,14 +280,7 @@ impl Drafter {
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
     pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        for parameter in &self.parameters {
-            let Some(value) = tensors.get(&parameter.name) else {
-                return Err(candle_core::Error::msg(format!("tensor `{}` is missing", parameter.name)));
-            };
-            let value = value.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?;
-            parameter.var.set(&value.contiguous()?)?;
-        }
-        Ok(())
+        load(&self.parameters, tensors)
     }
 
     /// Returns the rows with which mask rows enter the first tail layer: `[1, hidden]` if all mask rows enter with the same

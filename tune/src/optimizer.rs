@@ -23,6 +23,21 @@ pub struct Parameter {
     pub rate: f64,
 }
 
+/// Sets each parameter to the tensor with its name.
+///
+/// # Errors
+/// A tensor that is missing; candle's errors: mismatched shapes, out of memory.
+pub fn load(parameters: &[Parameter], tensors: &HashMap<String, Tensor>) -> Result<()> {
+    for parameter in parameters {
+        let Some(value) = tensors.get(&parameter.name) else {
+            return Err(Error::msg(format!("tensor `{}` is missing", parameter.name)));
+        };
+        let value = value.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?;
+        parameter.var.set(&value.contiguous()?)?;
+    }
+    Ok(())
+}
+
 /// Settings of the AdamW optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

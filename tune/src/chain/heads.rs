@@ -9,7 +9,7 @@ use super::slots::{ChainSlots, Likeliest};
 use crate::initial::{normals, root_mean_square};
 use crate::layers::{frozen_rows, tensor};
 use crate::loss::{Labels, Prediction, row_cross_entropy};
-use crate::optimizer::Parameter;
+use crate::optimizer::{Parameter, load};
 use crate::target::FrozenTarget;
 
 /// The streams of random numbers of a chain's initial weights; the calibrator's are 0 and 1.
@@ -156,6 +156,14 @@ impl ChainHeads {
     /// Returns the trained parameters.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// Loads the weights of a chain of the same shape.
+    ///
+    /// # Errors
+    /// Candle's errors: mismatched shapes, out of memory.
+    pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        load(&self.parameters, tensors)
     }
 
     /// Returns the tensors of the chain in a drafter's checkpoint, by name, on the CPU.

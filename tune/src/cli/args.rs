@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use flexdraft_tune::TuneError;
 
 use super::chain_args::{ChainArgs, HeadroomArgs};
-use super::values::{DrafterKindChoice, DraftingMode, Dtype, RuleChoice, TensorDevice};
+use super::values::{DrafterKindChoice, DraftingMode, Dtype, KindChoice, RuleChoice, TensorDevice};
 
 /// Makes drafters for FlexDraft
 ///
@@ -223,7 +223,8 @@ pub struct TuneArgs {
     /// Token id whose embedding the mask tokens of an Orthrus drafter start from [default: the last id]
     #[arg(long, value_name = "ID", help_heading = "Drafter")]
     pub mask_token: Option<u32>,
-    /// Number of the target's last layers that get attention projectors for mask tokens [default: 8]
+    /// Number of the target's last layers that get attention projectors for mask tokens; by default all layers of a target
+    /// with fewer [default: 8]
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub tail_layers: Option<usize>,
     /// Block size: slots per block, which draft one token less than there are slots [default: 8]
@@ -235,6 +236,16 @@ pub struct TuneArgs {
     /// Draft only the N most frequent token ids of the transcripts; 0 drafts the whole vocabulary [default: 0]
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub shortlist: Option<usize>,
+    /// Train a chain of this kind with the rest: it corrects each slot by the token before and, for `hidden`, by the slot's
+    /// hidden state [default: none]
+    #[arg(long, value_enum, value_name = "KIND", help_heading = "Drafter")]
+    pub chain: Option<KindChoice>,
+    /// Rank of the chain's two layers [default: 256]
+    #[arg(long, value_name = "R", help_heading = "Drafter")]
+    pub chain_rank: Option<usize>,
+    /// Number of likeliest token ids per slot that the chain corrects, 1 to 32 [default: 16]
+    #[arg(long, value_name = "K", help_heading = "Drafter")]
+    pub chain_top_k: Option<usize>,
     /// Train the norms and MLPs of the last layers too, for comparison; such a drafter is not exported [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Drafter")]
     pub whole_tail: Option<bool>,
@@ -466,6 +477,10 @@ mod tests {
             let Some(argument) = command.get_arguments().find(|argument| argument.get_id() == key) else {
                 continue;
             };
+            if value.is_null() {
+                // The help says in words what is done without the option.
+                continue;
+            }
             let help = argument.get_help().unwrap().to_string();
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let value = value.strip_suffix(".0").unwrap_or(&value);
@@ -479,6 +494,9 @@ mod tests {
     #[test]
     fn the_help_shows_the_defaults_of_settings() {
         defaults_are_shown("tune", &serde_json::to_value(tune::Settings::default()).unwrap());
+        let chain = serde_json::to_value(tune::ChainChoice::default()).unwrap();
+        let chain = ["rank", "top_k"].map(|key| (format!("chain_{key}"), chain[key].clone()));
+        defaults_are_shown("tune", &chain.into_iter().collect());
         defaults_are_shown("chain", &serde_json::to_value(tune::ChainSettings::default()).unwrap());
         let settings = serde_json::to_value(PretrainSettings::default()).unwrap();
         defaults_are_shown("pretrain", &settings);

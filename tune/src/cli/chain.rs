@@ -7,7 +7,7 @@ use flexdraft_tune::{Result, TuneError};
 
 use super::chain_args::ChainArgs;
 use super::models;
-use super::training::{Report, check_data, name_data, read_data, settings_file};
+use super::training::{Report, check_data, name_data, read_data, settings_file, write_card};
 
 /// Trains a chain as the arguments say.
 pub fn chain(args: &ChainArgs) -> Result<()> {
@@ -16,13 +16,17 @@ pub fn chain(args: &ChainArgs) -> Result<()> {
     let target = models::target(&args.target)?;
     let drafter = models::drafter(&args.draft, &target.config)?;
     let [train, heldout] = read_data(&args.data, target.config.vocab_size)?;
-    check_data(&args.data, &target)?;
+    let data = check_data(&args.data, &target)?;
     let device = args.device.open()?;
     fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
     let mut report = Report::new(&args.out, settings.steps, drafter.config.block_size)?;
     let source = FrozenSource { target: &target, drafter: &drafter, dir: &args.draft };
     let outcome = run_chain(source, train, heldout, &settings, &args.out, &device, &mut report);
-    report.finish(Some(outcome.map_err(|error| name_data(error, &args.data))?));
+    let outcome = outcome.map_err(|error| name_data(error, &args.data))?;
+    if let Some(data) = data {
+        write_card(&outcome, &data, &args.target, drafter.config.block_size)?;
+    }
+    report.finish(Some(outcome));
     Ok(())
 }
 

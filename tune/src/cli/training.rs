@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use flexdraft::model::TargetWeights;
+use flexdraft_tune::card::{Rendered, add_to_card};
 use flexdraft_tune::data::DataFile;
 use flexdraft_tune::json_lines::Appender;
 use flexdraft_tune::transcripts::{self, Transcript};
@@ -37,6 +38,16 @@ pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<Option<DataFi
         );
     }
     Ok(Some(file))
+}
+
+/// Writes the held-out acceptance length of a run into its drafter's card, unless the transcripts in `data` were sampled: along
+/// sampled transcripts, the acceptance length is not that of decoding.
+pub fn write_card(outcome: &Outcome, data: &DataFile, target: &Path, block_size: usize) -> Result<()> {
+    let Some(drafter) = outcome.drafter.as_ref().filter(|_| data.settings.temperature == 0.0) else {
+        return Ok(());
+    };
+    let rendered = Rendered::of_source(&data.settings.source, target)?;
+    add_to_card(drafter, rendered, block_size, "heldout", outcome.tau)
 }
 
 /// Makes an error about too little data name the folder with the transcripts: the library does not know the folder, so its

@@ -2,16 +2,13 @@
 
 use std::fs;
 
-use flexdraft_tune::card::{Rendered, add_to_card};
 use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{
-    self, DrafterChoice, Observer, Outcome, Place, Settings, StepMetrics, TunedTarget,
-};
+use flexdraft_tune::tune::{self, DrafterChoice, Observer, Place, Settings, StepMetrics, TunedTarget};
 use flexdraft_tune::{Result, TuneError};
 
 use super::args::TuneArgs;
 use super::models;
-use super::training::{Report, check_data, name_data, read_data, settings_file};
+use super::training::{Report, check_data, name_data, read_data, settings_file, write_card};
 
 /// Trains a drafter as the arguments say.
 pub fn tune(args: &TuneArgs) -> Result<()> {
@@ -19,13 +16,18 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
     #[cfg(feature = "nccl")]
     if let Some(count) = args.gpus {
         let (device, ranks) = super::gpus::join(count.get())?;
-        return tune_at(Place { device: &device, ranks: &ranks }, args, &settings);
+        return tune_at(Place { device: &device, ranks: &ranks }, args, settings);
     }
-    tune_at(Place::alone(&args.device.open()?), args, &settings)
+    tune_at(Place::alone(&args.device.open()?), args, settings)
 }
 
-fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()> {
+fn tune_at(place: Place<'_>, args: &TuneArgs, mut settings: Settings) -> Result<()> {
     let weights = models::target(&args.target)?;
+    if args.tail_layers.is_none() && args.config.is_none() {
+        // The default number of layers fits small targets too.
+        settings.tail_layers = settings.tail_layers.min(weights.config.layers);
+    }
+    let settings = &settings;
     let target = TunedTarget { weights: &weights, directory: &args.target };
     let [train, heldout] = read_data(&args.data, weights.config.vocab_size)?;
     settings.validate(&weights.config)?;
@@ -38,13 +40,8 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     let mut report = Report::new(&args.out, settings.steps, settings.block_size)?;
     let outcome = tune::run(target, train, heldout, settings, &args.out, place, &mut report);
     let outcome = outcome.map_err(|error| name_data(error, &args.data))?;
-    if let Some(Outcome { drafter: Some(drafter), tau, .. }) = &outcome
-        && let Some(data) = data
-        // Along sampled transcripts, the acceptance length is not that of decoding.
-        && data.settings.temperature == 0.0
-    {
-        let rendered = Rendered::of_source(&data.settings.source, &args.target)?;
-        add_to_card(drafter, rendered, settings.block_size, "heldout", *tau)?;
+    if let (Some(outcome), Some(data)) = (&outcome, data) {
+        write_card(outcome, &data, &args.target, settings.block_size)?;
     }
     report.finish(outcome);
     Ok(())
@@ -100,6 +97,17 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
         ema,
         seed
     );
+    if let Some(kind) = args.chain {
+        settings.chain.get_or_insert_default().kind = kind.into();
+    }
+    for (option, value) in [("--chain-rank", args.chain_rank), ("--chain-top-k", args.chain_top_k)] {
+        let Some(value) = value else { continue };
+        let Some(chain) = &mut settings.chain else {
+            return Err(TuneError::setting(option, value, "no value without --chain"));
+        };
+        let setting = if option == "--chain-rank" { &mut chain.rank } else { &mut chain.top_k };
+        *setting = value;
+    }
     take!(whole_tail, evaluate_every, evaluate_on, checkpoint_every);
     Ok(settings)
 }

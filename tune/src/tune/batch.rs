@@ -169,6 +169,8 @@ pub struct SlotLabels {
     pub labels: Labels,
     /// For each mask row, the number of the draft within its block, from 1.
     pub slots: Vec<usize>,
+    /// The transcript's token before the label of each mask row; 0 after the transcript's end.
+    pub before: Vec<u32>,
 }
 
 impl SlotLabels {
@@ -193,6 +195,7 @@ impl SlotLabels {
                 let weight = (-(slot as f64 - 1.0) / gamma).exp();
                 found.labels.weights.push(if label.is_some() { weight as f32 } else { 0.0 });
                 found.slots.push(slot);
+                found.before.push(tokens.get(position.saturating_sub(1)).copied().unwrap_or(0));
             }
         }
         Ok(found)
@@ -203,9 +206,9 @@ impl SlotLabels {
         fn part<T>(of: Vec<T>, first: usize, len: usize) -> Vec<T> {
             of.into_iter().skip(first).take(len).collect()
         }
-        let Self { labels: Labels { ids, weights }, slots } = self;
+        let Self { labels: Labels { ids, weights }, slots, before } = self;
         let labels = Labels { ids: part(ids, first, len), weights: part(weights, first, len) };
-        Self { labels, slots: part(slots, first, len) }
+        Self { labels, slots: part(slots, first, len), before: part(before, first, len) }
     }
 
     /// Returns the sum of the labels' weights.
@@ -243,5 +246,6 @@ mod tests {
         // A position with no next token has no label.
         assert_eq!(labels(&pick(0)).unwrap().labels.ids, [3, 0, 0, 0]);
         assert_eq!(labels(&pick(0)).unwrap().labels.weights, [1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(labels(&pick(0)).unwrap().before, [2, 3, 0, 0]);
     }
 }

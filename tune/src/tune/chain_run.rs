@@ -4,23 +4,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use flexdraft::model::{DrafterWeights, TargetWeights};
+use candle_core::{DType, Device};
+use flexdraft::model::{DrafterKind, DrafterWeights, TargetWeights};
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Pick, SlotLabels, choose_anchors, in_order};
+use super::chain_rows::ChainRows;
 use super::chain_settings::{ChainSettings, Kind};
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::description::{Evaluated, of_transcripts, schedule_steps};
 use super::kept_slots::{FrozenDrafter, KeptSlots};
 use super::run::{Observer, Outcome, StepMetrics};
 use super::walk::{Walk, drafted_positions};
-use crate::chain::{ChainHeads, Likeliest, export_chain};
+use crate::chain::{ChainHeads, export_chain};
 use crate::checkpoint;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError, settings_difference};
 use crate::hash;
-use crate::loss::Labels;
 use crate::optimizer::AdamW;
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
@@ -75,6 +75,10 @@ pub fn run_chain(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     settings.validate()?;
+    if source.drafter.config.kind != DrafterKind::FlexDraft {
+        let expected = "FlexDraft: other drafters have no chain";
+        return Err(TuneError::setting("the drafter's kind", source.drafter.config.kind.name(), expected));
+    }
     fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
     let amounts = Amounts { sequences: settings.sequences, evaluate_on: settings.evaluate_on };
     let usable = usable_transcripts(&train, &heldout, &source.target.config, amounts, out)?;
@@ -188,24 +192,28 @@ impl<'a> State<'a> {
         let start = Instant::now();
         let step = self.description.step;
         let block_size = self.frozen.drafter.block_size();
-        let (mut rows, mut anchors, mut row_count) = (Rows::default(), 0, 0);
+        let shortlist = Shortlist::All(self.frozen.target.config().vocab_size);
+        let (mut rows, mut anchors, mut row_count) = (ChainRows::default(), 0, 0);
         for (transcript, _) in in_order(usable, step, self.settings.sequences, self.settings.seed) {
             let pick = Pick { transcript, anchors: self.train.anchors(transcript).to_vec() };
             anchors += pick.anchors.len();
             row_count += pick.anchors.len() * block_size;
             let slots = self.train.slots(&self.frozen, transcript)?;
-            let shortlist = Shortlist::All(self.frozen.target.config().vocab_size);
-            let tokens = self.train.transcripts()[transcript].tokens();
-            let labels = SlotLabels::new(
-                std::slice::from_ref(&pick),
-                self.train.transcripts(),
-                block_size,
-                self.settings.gamma,
-                &shortlist,
-            )?;
-            rows.add(&pick.anchors, &tokens, &labels, &slots.likeliest, slots.hidden.as_ref())?;
+            let (transcripts, gamma) = (self.train.transcripts(), self.settings.gamma);
+            let labels =
+                SlotLabels::new(std::slice::from_ref(&pick), transcripts, block_size, gamma, &shortlist)?;
+            rows.add(&labels, &shortlist, &slots.likeliest, slots.hidden.as_ref())?;
         }
-        let (loss, gradients, slot_1_accuracy) = self.loss(rows)?;
+        rows.normalise();
+        let (loss, gradients, slot_1_accuracy) = match rows.loss(&self.heads, self.frozen.target)? {
+            Some((loss, predictions)) => {
+                let gradients = self.optimizer.gradients(&loss.backward()?);
+                let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                (loss, gradients, rows.slot_1_accuracy(&predictions))
+            }
+            // No label is among the likeliest ids of its slot.
+            None => (0.0, vec![None; self.heads.parameters().len()], 0.0),
+        };
         let not_finite = |loss| TuneError::NotFinite { step: step + 1, loss, checkpoint: self.saved };
         if !loss.is_finite() {
             return Err(not_finite(loss));
@@ -227,25 +235,6 @@ impl<'a> State<'a> {
             seconds: begun.elapsed().as_secs_f64(),
             rows_per_second: row_count as f64 / start.elapsed().as_secs_f64(),
         })
-    }
-
-    /// Returns the loss of rows, its gradients, and the share of slot 1's labels that were the most probable id.
-    fn loss(&self, mut rows: Rows) -> Result<(f64, Vec<Option<Tensor>>, f64)> {
-        if rows.before.is_empty() {
-            // No label is among the likeliest ids of its slot.
-            return Ok((0.0, vec![None; self.heads.parameters().len()], 0.0));
-        }
-        let total: f32 = rows.labels.weights.iter().sum();
-        rows.labels.weights.iter_mut().for_each(|weight| *weight /= total);
-        let hidden = if rows.hidden.is_empty() { None } else { Some(Tensor::cat(&rows.hidden, 0)?) };
-        let Rows { before, likeliest, labels, .. } = &rows;
-        let (loss, predictions) =
-            self.heads.loss(self.frozen.target, before, likeliest, hidden.as_ref(), labels)?;
-        let gradients = self.optimizer.gradients(&loss.backward()?);
-        let right = |&&row: &&usize| predictions[row].token == labels.ids[row];
-        let accuracy =
-            rows.first_slots.iter().filter(right).count() as f64 / rows.first_slots.len().max(1) as f64;
-        Ok((loss.to_dtype(DType::F64)?.to_scalar::<f64>()?, gradients, accuracy))
     }
 
     /// Walks the held-out transcripts, and exports the drafter if its acceptance length is the best so far.
@@ -284,55 +273,6 @@ impl<'a> State<'a> {
         let path = self.out.join("checkpoint.safetensors");
         checkpoint::save(&path, &self.optimizer.state(), &self.description)?;
         self.saved = self.description.step;
-        Ok(())
-    }
-}
-
-/// The slots of a training step whose label is among their likeliest ids.
-#[derive(Default)]
-struct Rows {
-    /// The true token before each slot.
-    before: Vec<u32>,
-    likeliest: Likeliest,
-    /// Hidden rows of the slots, a tensor per transcript; empty if the chain does not need them.
-    hidden: Vec<Tensor>,
-    /// For each slot, the index of its label among its ids, and its weight.
-    labels: Labels,
-    /// Indices of the rows that are slot 1.
-    first_slots: Vec<usize>,
-}
-
-impl Rows {
-    /// Adds the slots after the anchors of a transcript.
-    fn add(
-        &mut self,
-        anchors: &[usize],
-        tokens: &[u32],
-        labels: &SlotLabels,
-        likeliest: &Likeliest,
-        hidden: Option<&Tensor>,
-    ) -> Result<()> {
-        let slots = labels.slots.len() / anchors.len().max(1);
-        let mut kept = Vec::new();
-        for (row, &slot) in labels.slots.iter().enumerate() {
-            let (label, weight) = (labels.labels.ids[row], labels.labels.weights[row]);
-            let place = likeliest.row(row, likeliest.per_row).0.iter().position(|&id| id == label);
-            // Slot 1 follows the bonus token, at the position after the anchor.
-            let before = tokens.get(anchors[row / slots.max(1)] + slot);
-            let (Some(place), Some(&before), true) = (place, before, weight > 0.0) else { continue };
-            if slot == 1 {
-                self.first_slots.push(self.before.len());
-            }
-            self.before.push(before);
-            self.labels.ids.push(place as u32);
-            self.labels.weights.push(weight);
-            kept.push(row as u32);
-        }
-        self.likeliest.extend(&likeliest.select(kept.iter().map(|&row| row as usize), likeliest.per_row));
-        if let Some(hidden) = hidden {
-            let kept = Tensor::from_slice(&kept, kept.len(), &Device::Cpu)?.to_device(hidden.device())?;
-            self.hidden.push(hidden.index_select(&kept, 0)?);
-        }
         Ok(())
     }
 }

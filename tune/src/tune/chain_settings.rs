@@ -4,7 +4,7 @@ use flexdraft::decode::Confidence;
 use flexdraft::model::weights::{ChainConfig, ChainKind, MAX_CHAIN_TOP_K};
 use serde::{Deserialize, Serialize};
 
-use super::settings::Compute;
+use super::compute::Compute;
 use crate::chain::ChainShape;
 use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
@@ -26,6 +26,49 @@ impl From<Kind> for ChainKind {
             Kind::Pair => Self::Pair,
             Kind::Hidden => Self::Hidden,
         }
+    }
+}
+
+/// The chain that a tuning run trains with the rest of its drafter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChainChoice {
+    /// The kind of the chain's scores.
+    pub kind: Kind,
+    /// Rank r of the chain's two layers.
+    pub rank: usize,
+    /// K: number of ids per slot that drafting scores.
+    pub top_k: usize,
+}
+
+impl Default for ChainChoice {
+    fn default() -> Self {
+        let ChainSettings { kind, rank, top_k, .. } = ChainSettings::default();
+        Self { kind, rank, top_k }
+    }
+}
+
+impl ChainChoice {
+    /// Checks every setting by itself.
+    ///
+    /// # Errors
+    /// [`TuneError::Setting`] naming the first invalid setting.
+    pub fn validate(self) -> Result<()> {
+        let at_least_1 = "at least 1".to_owned();
+        for (setting, value, most, expected) in [
+            ("chain.rank", self.rank, usize::MAX, at_least_1),
+            ("chain.top_k", self.top_k, MAX_CHAIN_TOP_K, format!("1 to {MAX_CHAIN_TOP_K}")),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(TuneError::setting(setting, value, expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the sizes of the chain's tensors.
+    pub fn shape(self) -> ChainShape {
+        ChainShape { config: ChainConfig { kind: self.kind.into(), top_k: self.top_k }, rank: self.rank }
     }
 }
 
@@ -139,7 +182,7 @@ impl ChainSettings {
 
     /// Returns the sizes of the chain's tensors.
     pub fn shape(&self) -> ChainShape {
-        ChainShape { config: ChainConfig { kind: self.kind.into(), top_k: self.top_k }, rank: self.rank }
+        ChainChoice { kind: self.kind, rank: self.rank, top_k: self.top_k }.shape()
     }
 
     /// Returns the learning-rate schedule of a run whose rate falls over `steps` steps.

@@ -1,10 +1,12 @@
 //! The training loops of Attention Tuning with Bonus-guided Calibration, and of Chained Calibration.
 
 mod batch;
+mod chain_rows;
 mod chain_run;
 mod chain_settings;
 mod checks;
 mod clean;
+mod compute;
 mod description;
 mod kept_slots;
 #[cfg(feature = "nccl")]
@@ -16,8 +18,9 @@ pub mod walk;
 
 pub use batch::{Batch, Pick, SlotLabels, labelled_rows};
 pub use chain_run::{FrozenSource, run_chain};
-pub use chain_settings::{ChainSettings, Kind};
+pub use chain_settings::{ChainChoice, ChainSettings, Kind};
 pub use clean::Corpus;
+pub use compute::Compute;
 pub use ranks::{Alone, Place, Ranks};
 pub use run::{Observer, Outcome, StepMetrics, TunedTarget, run};
-pub use settings::{Compute, DrafterChoice, Settings};
+pub use settings::{DrafterChoice, Settings};

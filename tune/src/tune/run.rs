@@ -7,17 +7,20 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use flexdraft::model::TargetWeights;
+use flexdraft::model::weights::ChainKind;
 use serde::Serialize;
 
 use super::batch::{Batch, Pick, SlotLabels, labelled_rows, picks};
+use super::chain_rows::ChainRows;
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::clean::Corpus;
 use super::description::{Description, Evaluated, check_same_run, of_transcripts, schedule_steps};
 use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::{DrafterChoice, Settings};
 use super::walk::{Drafting, Walk, walk};
+use crate::chain::{ChainHeads, ChainSlots, TRAINED_IDS, export_chain};
 use crate::checkpoint;
-use crate::drafter::{Drafter, DrafterShape};
+use crate::drafter::{Drafter, DrafterShape, SlotFactors};
 use crate::error::{Result, TuneError};
 use crate::export::{OrthrusExport, export};
 use crate::hash;
@@ -37,7 +40,7 @@ pub struct StepMetrics {
     pub step: usize,
     /// Number of anchors seen so far.
     pub anchors: usize,
-    /// Weighted cross-entropy of the step.
+    /// Weighted cross-entropy of the step, plus the chain's if there is one.
     pub loss: f64,
     /// Share of slot 1's labels that were the most probable token.
     pub slot_1_accuracy: f64,
@@ -157,6 +160,7 @@ struct State<'a> {
     heldout: Corpus,
     shortlist: Shortlist,
     drafter: Drafter,
+    chain: Option<ChainHeads>,
     optimizer: AdamW,
     /// The running mean of the weights, by name; empty if no mean is kept.
     mean: HashMap<String, Tensor>,
@@ -233,7 +237,10 @@ impl<'a> State<'a> {
         };
         let mut drafter = Drafter::new(weights, &target, shape, &shortlist, &entry, settings.seed)?;
         drafter.set_calibrator_rate(settings.calibrator_rate);
-        let mut optimizer = AdamW::new(drafter.parameters().to_vec(), settings.adam)?;
+        let chain = settings.chain.map(|chain| ChainHeads::new(&target, chain.shape(), settings.seed));
+        let chain = chain.transpose()?;
+        let chained = chain.as_ref().map_or(&[][..], ChainHeads::parameters);
+        let mut optimizer = AdamW::new([drafter.parameters(), chained].concat(), settings.adam)?;
         let mut mean = HashMap::new();
         let description = match found {
             Some((mut tensors, description)) => {
@@ -277,6 +284,7 @@ impl<'a> State<'a> {
             heldout,
             shortlist,
             drafter,
+            chain,
             optimizer,
             mean,
             description,
@@ -315,13 +323,18 @@ impl<'a> State<'a> {
         let rest = picks.split_off((self.ranks.rank() * share).min(picks.len()));
         let first = anchors_of(&picks) * (block_size - 1);
         let picks: Vec<Pick> = rest.into_iter().take(share).collect();
-        let SlotLabels { labels, slots } = labels.rows(first, anchors_of(&picks) * (block_size - 1));
+        let slot_labels = labels.rows(first, anchors_of(&picks) * (block_size - 1));
         let batch = Batch::new(&mut self.train, &self.target, picks)?;
         let rows = batch.rows(block_size);
         let factors = self.drafter.forward(&self.target, &rows)?;
         let (head, calibration) = self.drafter.factors(&factors);
-        let (loss, predictions) = cross_entropy(Some(head), calibration, &labels)?;
-        let first_slots: Vec<usize> = labelled_rows(&labels).filter(|&row| slots[row] == 1).collect();
+        let SlotLabels { labels, slots, .. } = &slot_labels;
+        let (loss, predictions) = cross_entropy(Some(head), calibration, labels)?;
+        let loss = match self.chain_loss(&factors, &rows.bonuses, &slot_labels)? {
+            Some(chain_loss) => (loss + chain_loss)?,
+            None => loss,
+        };
+        let first_slots: Vec<usize> = labelled_rows(labels).filter(|&row| slots[row] == 1).collect();
         let right = first_slots.iter().filter(|&&row| predictions[row].token == labels.ids[row]).count();
         let own_loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let numbers = [own_loss, right as f64, first_slots.len() as f64, rows.positions.len() as f64];
@@ -353,13 +366,30 @@ impl<'a> State<'a> {
         })
     }
 
+    /// Returns the loss of the chain over the slots of a step, if there is a chain and a slot that it can learn from. Its
+    /// gradient flows to the chain alone: the drafter learns the same as without a chain.
+    fn chain_loss(
+        &self,
+        factors: &SlotFactors,
+        bonuses: &[u32],
+        labels: &SlotLabels,
+    ) -> Result<Option<Tensor>> {
+        let Some(chain) = &self.chain else { return Ok(None) };
+        let keeps_hidden = chain.config().kind == ChainKind::Hidden;
+        let (drafter, shortlist) = (&self.drafter, &self.shortlist);
+        let slots = ChainSlots::new(drafter, factors, bonuses, shortlist, TRAINED_IDS, keeps_hidden)?;
+        let mut rows = ChainRows::default();
+        rows.add(labels, shortlist, &slots.likeliest, slots.hidden.as_ref())?;
+        Ok(rows.loss(chain, &self.target)?.map(|(loss, _)| loss))
+    }
+
     /// Updates the running mean of the weights after a step.
     fn average(&mut self) -> Result<()> {
         let decay = self.settings.ema;
         if decay == 0.0 {
             return Ok(());
         }
-        for parameter in self.drafter.parameters() {
+        for parameter in self.optimizer.parameters() {
             let value = parameter.var.as_detached_tensor();
             let mean = match self.mean.get(&parameter.name) {
                 Some(mean) => (mean.affine(decay, 0.0)? + value.affine(1.0 - decay, 0.0)?)?,
@@ -375,11 +405,12 @@ impl<'a> State<'a> {
         check_weights(&self.optimizer, self.description.step, self.saved)?;
         let own = self.parameters()?;
         if !self.mean.is_empty() {
-            self.drafter.load(&self.mean)?;
+            self.load(&self.mean)?;
         }
         let confidence = self.settings.confidence();
         let (count, shortlist) = (self.settings.evaluate_on, &self.shortlist);
-        let drafting = Drafting { target: &self.target, drafter: &self.drafter, chain: None, shortlist };
+        let drafting =
+            Drafting { target: &self.target, drafter: &self.drafter, chain: self.chain.as_ref(), shortlist };
         let walk = walk(drafting, &mut self.heldout, count, &confidence)?;
         let Some(tau) = walk.tau() else {
             return Err(TuneError::TooLittleData {
@@ -394,21 +425,31 @@ impl<'a> State<'a> {
             self.description.best = Some(Evaluated { step: self.description.step, tau });
             if !self.settings.whole_tail {
                 let (config, parameters) = (&self.weights.config, self.parameters()?);
+                let dir = drafter_dir(self.out);
                 match &self.orthrus {
                     Some(orthrus) => orthrus.write(config, &parameters)?,
-                    None => export(&drafter_dir(self.out), config, self.shape, shortlist, &parameters)?,
+                    None => export(&dir, config, self.shape, shortlist, &parameters)?,
+                }
+                if let Some(chain) = &self.chain {
+                    export_chain(&dir, &dir, chain)?;
                 }
             }
         }
         if !self.mean.is_empty() {
-            self.drafter.load(&own)?;
+            self.load(&own)?;
         }
         Ok(walk)
     }
 
-    /// Returns copies of the drafter's weights, by name.
+    /// Loads the weights of the drafter and of its chain.
+    fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        self.drafter.load(tensors)?;
+        Ok(self.chain.as_ref().map_or(Ok(()), |chain| chain.load(tensors))?)
+    }
+
+    /// Returns copies of the weights of the drafter and of its chain, by name.
     fn parameters(&self) -> Result<HashMap<String, Tensor>> {
-        let parameters = self.drafter.parameters().iter();
+        let parameters = self.optimizer.parameters().iter();
         parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
     }
 

@@ -1,35 +1,16 @@
 //! Settings of a tuning run. Together with the transcripts they determine all its numbers, except for the rounding of
 //! sums, which depends on the kind of device and the number of ranks.
 
-use candle_core::DType;
 use flexdraft::decode::Confidence;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::{DrafterKind, ModelConfig};
 use serde::{Deserialize, Serialize};
 
+use super::chain_settings::ChainChoice;
+use super::compute::Compute;
 use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
-
-/// The float type that operands of matrix products are rounded to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compute {
-    /// f32: operands are not rounded.
-    #[default]
-    F32,
-    /// bf16: operands are rounded, for devices with matrix units. A CPU only imitates it.
-    Bf16,
-}
-
-impl From<Compute> for DType {
-    fn from(compute: Compute) -> Self {
-        match compute {
-            Compute::F32 => Self::F32,
-            Compute::Bf16 => Self::BF16,
-        }
-    }
-}
 
 /// The kind of drafter that a run tunes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +42,8 @@ pub struct Settings {
     pub rank: usize,
     /// True if the tail's norms and MLPs are trained too, for comparison; such a drafter cannot be exported.
     pub whole_tail: bool,
+    /// The chain that is trained with the rest; `None` trains a drafter without one.
+    pub chain: Option<ChainChoice>,
     /// γ in the weight of slot j in the loss, exp(−(j − 1) / γ).
     pub gamma: f64,
     /// Number of token ids that are drafted, the most frequent ones of the transcripts; 0 drafts the whole vocabulary.
@@ -108,6 +91,7 @@ impl Default for Settings {
             block_size: 8,
             rank: 128,
             whole_tail: false,
+            chain: None,
             gamma: 4.0,
             shortlist: 0,
             steps: 1000,
@@ -177,6 +161,13 @@ impl Settings {
         self.adam.validate()?;
         if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
             return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
+        }
+        if let Some(chain) = self.chain {
+            if self.kind == DrafterChoice::Orthrus {
+                let expected = "no chain, because an Orthrus drafter has none";
+                return Err(TuneError::setting("chain", format!("{:?}", chain.kind), expected));
+            }
+            chain.validate()?;
         }
         if shape.rank == 0 && self.shortlist > 0 {
             // Only the bias of a calibrator keeps the other ids from being drafted.

@@ -224,6 +224,7 @@ fn a_chain_is_trained_and_measured() {
         serde_json::from_slice(&fs::read(path("run/drafter/config.json")).unwrap()).unwrap();
     assert_eq!(config["flexdraft_config"]["chain_kind"], "hidden");
     assert_eq!(config["flexdraft_config"]["chain_top_k"], 8);
+    assert!(config["flexdraft_card"]["acceptance_lengths"]["heldout"].as_f64() >= Some(1.0), "{config}");
     // A run is not continued with another kind.
     let error = is_refused(&[&chain[..], &["--steps", "3", "--rank", "4", "--top-k", "8"]].concat());
     assert!(error.contains("another configuration: kind: \"hidden\" there, kind: \"pair\" now"), "{error}");
@@ -278,8 +279,10 @@ fn tuning_takes_whole_folders_of_its_own_target_only() {
     assert!(error.contains("the command `data` has not finished it"), "{error}");
     let error = edited(&|json| *json = "?".into());
     assert!(error.contains("data.json"), "{error}");
-    // A complete folder gets to the next check.
-    let error = edited(&|_| ());
+    // A complete folder gets to the next check, whose error names it. The default number of tail layers fits this target.
+    let tune = &tune[..tune.len() - 2];
+    let error = is_refused(tune);
+    assert!(error.starts_with(&format!("{data}: ")), "{error}");
     assert!(error.contains("expected at least 1 held-out transcripts with two response tokens"), "{error}");
 }
 

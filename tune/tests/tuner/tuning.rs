@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use flexdraft::model::DrafterWeights;
 use flexdraft::model::config::Architecture;
-use flexdraft::model::weights::TargetWeights;
+use flexdraft::model::weights::{ChainConfig, TargetWeights};
 use flexdraft_tune::optimizer::AdamSettings;
 use flexdraft_tune::transcripts::Transcript;
-use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
+use flexdraft_tune::tune::{ChainChoice, Compute, Kind, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
 use crate::common;
@@ -40,6 +41,45 @@ fn a_drafter_learns_to_count() {
     assert!(outcome.drafter.unwrap().join("model.safetensors").is_file());
 }
 
+/// A chain that is trained with the rest improves the drafts, and leaves the rest as it would be without a chain.
+#[test]
+fn a_chain_learns_with_the_rest() {
+    let run = |chain, shortlist| {
+        let dir = tempfile::tempdir().unwrap();
+        // Clipping would couple the chain's gradient to the rest.
+        let adam = AdamSettings { clip: 1e9, ..AdamSettings::default() };
+        let settings = Settings {
+            steps: 100,
+            rank: 4,
+            chain,
+            shortlist,
+            adam,
+            evaluate_every: 100,
+            learning_rate: 2e-2,
+            anchors: 20,
+            ..settings()
+        };
+        let outcome = tune(&target(), &settings, dir.path(), &mut Recorder::default()).unwrap();
+        let exported = outcome.drafter.unwrap();
+        let weights = DrafterWeights::read(&exported, &target().config).unwrap();
+        let tensors =
+            candle_core::safetensors::load(exported.join("model.safetensors"), &Device::Cpu).unwrap();
+        (outcome.tau, weights, tensors)
+    };
+    let (plain_tau, plain, plain_tensors) = run(None, 0);
+    assert!(plain.chain.is_none());
+    for (kind, shortlist) in [(Kind::Pair, 0), (Kind::Hidden, 30)] {
+        let (tau, chained, tensors) = run(Some(ChainChoice { kind, rank: 16, top_k: 12 }), shortlist);
+        assert!(tau > plain_tau + 0.3, "{kind:?}: {tau} and {plain_tau} without a chain");
+        assert_eq!(chained.chain.unwrap().config, ChainConfig { kind: kind.into(), top_k: 12 });
+        assert_eq!(tensors.len(), plain_tensors.len() + 2);
+        if shortlist == 0 {
+            let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<half::bf16>().unwrap();
+            assert!(plain_tensors.iter().all(|(name, tensor)| bits(tensor) == bits(&tensors[name])));
+        }
+    }
+}
+
 #[test]
 fn products_of_bf16_learn_what_those_of_f32_do() {
     let losses = |compute| {
@@ -59,8 +99,15 @@ fn products_of_bf16_learn_what_those_of_f32_do() {
 
 #[test]
 fn a_run_that_was_killed_goes_on_with_the_same_numbers() {
-    for (ema, compute) in [(0.0, Compute::F32), (0.9, Compute::F32), (0.0, Compute::Bf16)] {
-        let settings = Settings { ema, compute, ..settings() };
+    let chain = |kind| Some(ChainChoice { kind, rank: 4, top_k: 6 });
+    for (ema, compute, chain) in [
+        (0.0, Compute::F32, None),
+        (0.9, Compute::F32, None),
+        (0.0, Compute::Bf16, None),
+        (0.9, Compute::F32, chain(Kind::Pair)),
+        (0.0, Compute::F32, chain(Kind::Hidden)),
+    ] {
+        let settings = Settings { ema, compute, chain, ..settings() };
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut uninterrupted = Recorder::default();
         tune(&target(), &settings, whole.path(), &mut uninterrupted).unwrap();
@@ -261,6 +308,10 @@ fn impossible_settings_are_named() {
     refused(Settings { kept_gib: -1.0, ..settings() }, "kept_gib");
     let adam = AdamSettings { eps: -1e-8, ..AdamSettings::default() };
     refused(Settings { adam, ..settings() }, "adam.eps");
+    let chain = ChainChoice { top_k: 33, ..ChainChoice::default() };
+    refused(Settings { chain: Some(chain), ..settings() }, "chain.top_k");
+    let chain = ChainChoice { rank: 0, ..ChainChoice::default() };
+    refused(Settings { chain: Some(chain), ..settings() }, "chain.rank");
     // Without a calibrator, no bias would keep the other ids from being drafted.
     refused(Settings { rank: 0, shortlist: 9, ..settings() }, "shortlist");
     let few = Settings { sequences: 100, ..settings() };
