@@ -15,7 +15,7 @@ use crate::error::warn;
 pub struct Progress {
     line: ProgressBar,
     samples: usize,
-    /// Number of prompt tokens in all samples, and the largest number of them that one step reads.
+    /// Number of prompt tokens to read for all samples, and the largest number of them that one step reads.
     prompt_tokens: usize,
     prompt_rows: usize,
     read: Cell<usize>,
@@ -41,8 +41,8 @@ impl Progress {
         }
     }
 
-    /// Starts counting `samples` samples whose prompts have `prompt_tokens` tokens in total; a step reads
-    /// `prompt_rows` of these tokens.
+    /// Starts counting `samples` samples, for which steps read `prompt_tokens` tokens of prompts, `prompt_rows` of them per
+    /// step.
     pub fn running(&mut self, samples: usize, prompt_tokens: usize, prompt_rows: usize) {
         let zero = || Cell::new(0);
         let line = self.line.clone();

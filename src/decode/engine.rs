@@ -24,6 +24,9 @@ use crate::model::Model;
 ///
 /// Requests are admitted by [priority](Request::priority), then in order of arrival. If the cache runs out of pages, the
 /// request that would be admitted last gives up its pages and is computed again later; its output does not change.
+///
+/// Requests that begin with the same tokens share the cache pages of these tokens, and only the first of them reads the
+/// tokens ([`EngineOptions::prefix_cache`]). This holds for samples of one prompt and for the turns of a conversation.
 pub struct Engine<D: Device> {
     model: Model<D>,
     policy: Box<dyn Policy>,
@@ -58,7 +61,7 @@ impl<D: Device> Engine<D> {
         }
         model.prepare(options.max_batch, options.prefill_rows)?;
         let pages = options.cache_tokens.div_ceil(options.page_size).min(u32::MAX as usize);
-        let allocator = PageAllocator::new(pages, options.page_size);
+        let allocator = PageAllocator::new(pages, options.page_size, options.prefix_cache);
         let (context_len, drafter) = (model.config().context_len, model.drafter_kind());
         Ok(Self {
             cache: model.new_cache(pages, options.page_size)?,

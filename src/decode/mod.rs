@@ -13,6 +13,7 @@ mod logprobs;
 mod options;
 mod pages;
 mod policy;
+mod prefix_index;
 mod record;
 mod request;
 mod request_id;
@@ -31,4 +32,4 @@ pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, St
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::{HookError, LogitsHook, Proposer, Request};
 pub use request_id::RequestId;
-pub use stats::{DraftCounts, EngineStats};
+pub use stats::{DraftCounts, EngineStats, PrefixCounts};

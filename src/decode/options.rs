@@ -14,6 +14,11 @@ pub struct EngineOptions {
     /// The most prompt tokens read in a step, over all sequences, so that long prompts do not delay other
     /// requests.
     pub prefill_rows: usize,
+    /// Whether the engine keeps a prefix cache: requests that begin with the tokens of an earlier request use its pages
+    /// of keys and values, and read only the rest of their prompt. Only full pages are shared. Pages that no request
+    /// uses are kept until their memory is needed, the least recently used page the shortest. Outputs do not depend on
+    /// it.
+    pub prefix_cache: bool,
     /// Allows a policy to change the verify length of requests whose tokens depend on it (`rejection` and
     /// `block` above temperature 0). The distribution of their tokens is still the target's, but the tokens
     /// may then depend on the load.
@@ -22,6 +27,13 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_batch: 64, cache_tokens: 16_384, page_size: 16, prefill_rows: 512, free_verify_len: false }
+        Self {
+            max_batch: 64,
+            cache_tokens: 16_384,
+            page_size: 16,
+            prefill_rows: 512,
+            prefix_cache: true,
+            free_verify_len: false,
+        }
     }
 }

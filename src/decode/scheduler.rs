@@ -10,7 +10,7 @@ use super::policy::{BatchView, Choice, Policy, SequenceView};
 use super::record::{Committed, Finish};
 use super::request_id::RequestId;
 use super::sequence::{Sequence, Work};
-use super::stats::{DraftCounts, EngineStats};
+use super::stats::{DraftCounts, EngineStats, PrefixCounts};
 use super::step::{Outcome, SequencePlan};
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
@@ -31,6 +31,7 @@ pub(super) struct Scheduler<B> {
     /// Reports of requests that ended outside a step; the next step returns them.
     finished: Vec<Committed>,
     preempted: u64,
+    prefixes: PrefixCounts,
     drafts: DraftCounts,
 }
 
@@ -43,8 +44,8 @@ impl<B> Scheduler<B> {
         drafter: Option<DrafterKind>,
     ) -> Self {
         let (active, waiting, finished) = (Vec::new(), VecDeque::new(), Vec::new());
-        let (preempted, drafts) = (0, DraftCounts::default());
-        Self { pages, options, context_len, drafter, active, waiting, finished, preempted, drafts }
+        let (preempted, prefixes, drafts) = (0, PrefixCounts::default(), DraftCounts::default());
+        Self { pages, options, context_len, drafter, active, waiting, finished, preempted, prefixes, drafts }
     }
 
     /// Checks that the cache has room for `tokens` tokens of one sequence, if this sequence has all pages.
@@ -134,6 +135,8 @@ impl<B> Scheduler<B> {
             preempted: self.preempted,
             pages: self.pages.pages(),
             pages_in_use: self.pages.pages() - self.pages.available(),
+            pages_cached: self.pages.cached(),
+            prefixes: PrefixCounts { pages_evicted: self.pages.evicted(), ..self.prefixes },
             drafts: self.drafts.clone(),
         }
     }
@@ -172,10 +175,10 @@ impl<B> Scheduler<B> {
         let mut row_budget = self.options.prefill_rows;
         let mut index = 0;
         while index < self.active.len() {
-            let sequence = &self.active[index];
-            let work = sequence.work(row_budget);
+            self.reuse_pages(index);
+            let work = self.active[index].work(row_budget);
             let plan = self.plan_sequence(index, work, choices.get(index).copied());
-            if plan.rows() == 0 {
+            if plan.rows() == 0 || self.waits_for_pages(index) {
                 index += 1;
                 continue;
             }
@@ -197,6 +200,7 @@ impl<B> Scheduler<B> {
         while let Some(sequence) = self.waiting.front() {
             let block = sequence.tokens.len() + sequence.block_size;
             let needed = self.pages.pages_for(block).min(self.pages.pages());
+            let needed = needed - self.pages.reusable_and_owned(sequence.to_read()).min(needed);
             let promised: usize = self
                 .active
                 .iter()
@@ -210,6 +214,30 @@ impl<B> Scheduler<B> {
             let at = self.active.partition_point(|other| other.rank() < sequence.rank());
             self.active.insert(at, sequence);
         }
+    }
+
+    /// Adds pages of the prefix cache to sequence `index` if they hold the tokens that the sequence would read next.
+    fn reuse_pages(&mut self, index: usize) {
+        let sequence = &mut self.active[index];
+        if !self.pages.can_reuse(&sequence.pages, sequence.cached) {
+            return;
+        }
+        let mut pages = std::mem::take(&mut sequence.pages);
+        let reused = self.pages.reuse(&mut pages, sequence.to_read());
+        sequence.pages = pages;
+        sequence.cached += reused;
+        self.prefixes.tokens_reused += reused as u64;
+    }
+
+    /// Returns whether sequence `index` leaves out a step, because a sequence of an earlier rank is reading a page of
+    /// tokens that both begin with. Requests with one prompt thus read it once, even if they arrive together.
+    fn waits_for_pages(&self, index: usize) -> bool {
+        let sequence = &self.active[index];
+        let end = sequence.cached + self.pages.page_size();
+        let Some(prefix) = sequence.to_read().get(..end) else { return false };
+        // After `reuse_pages`, the page is not in the prefix cache, so an earlier sequence has not read it to its end.
+        self.pages.can_reuse(&sequence.pages, sequence.cached)
+            && self.active[..index].iter().any(|earlier| earlier.to_read().get(..end) == Some(prefix))
     }
 
     /// Asks the policy how to draft and verify. The result has one choice per active sequence.
@@ -328,6 +356,10 @@ impl<B> Scheduler<B> {
         if plan.work == Work::Decode && outcome.failure.is_none() {
             self.drafts.add(plan.verify_len, outcome.committed.len().saturating_sub(1));
         }
+        if plan.work != Work::Decode {
+            self.prefixes.tokens_read += plan.rows() as u64;
+        }
+        let succeeded = outcome.failure.is_none();
         let sequence = &mut self.active[plan.sequence];
         sequence.cached += outcome.kept;
         if plan.draws() {
@@ -340,6 +372,12 @@ impl<B> Scheduler<B> {
         sequence.tokens.extend_from_slice(&tokens);
         let mut logprobs = outcome.logprobs;
         logprobs.truncate(tokens.len());
+        if plan.draws() && succeeded {
+            // Drafts beyond the end of the output are not committed. After a fault, the keys and values of other tokens
+            // may be not finite on a device whose rows share tiles of keys.
+            let committed = sequence.cached.min(sequence.tokens.len());
+            self.pages.publish(&mut sequence.pages, &sequence.tokens[..committed]);
+        }
         self.pages.shrink(&mut sequence.pages, sequence.cached);
         Committed { id: sequence.id, tokens, logprobs, finish, record: outcome.record }
     }

@@ -87,6 +87,12 @@ impl<B> Sequence<B> {
         (Reverse(self.request.priority), self.id)
     }
 
+    /// Returns the tokens whose keys and values may come from the cache: all but the newest, from whose row the next
+    /// token is drawn.
+    pub(super) fn to_read(&self) -> &[u32] {
+        &self.tokens[..self.tokens.len().saturating_sub(1)]
+    }
+
     /// Returns the sequence's work in the next step, which reads at most `row_budget` tokens.
     pub(super) fn work(&self, row_budget: usize) -> Work {
         let pending = self.tokens.len() - self.cached;

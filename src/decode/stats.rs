@@ -15,8 +15,23 @@ pub struct EngineStats {
     pub pages: usize,
     /// Number of pages of the KV cache that requests have now.
     pub pages_in_use: usize,
+    /// Number of pages of the KV cache that no request has now, and whose contents later requests may use.
+    pub pages_cached: usize,
+    /// Counts of the tokens that requests read or found in the prefix cache.
+    pub prefixes: PrefixCounts,
     /// Counts of the verify lengths and accepted lengths of all verifications so far.
     pub drafts: DraftCounts,
+}
+
+/// Counts of the prefix cache. The tokens are those of prompts, and those that suspended requests need again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixCounts {
+    /// Number of tokens that the target read: forwarded rows.
+    pub tokens_read: u64,
+    /// Number of tokens whose keys and values were in the cache, so that they were not read: the prefix hits.
+    pub tokens_reused: u64,
+    /// How often a page whose contents were known was taken for other tokens.
+    pub pages_evicted: u64,
 }
 
 /// Numbers of verifications by verify length and by accepted length. Reading a prompt is no verification; a step without

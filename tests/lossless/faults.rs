@@ -23,6 +23,11 @@ fn nan_logits_end_their_request_alone() {
 }
 
 #[test]
+fn a_faulty_prompt_leaves_no_pages_to_others() {
+    faults::a_faulty_prompt_leaves_no_pages_to_others(device);
+}
+
+#[test]
 fn an_infinite_logit_ends_an_output_at_its_place() {
     faults::an_infinite_logit_ends_an_output_at_its_place(device);
 }

@@ -16,6 +16,7 @@ mod official_fixtures;
 mod orthrus_fixtures;
 mod pass_invariance;
 mod policy_views;
+mod prefix_cache;
 mod processors;
 mod requests_in_flight;
 mod same_drafter;

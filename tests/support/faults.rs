@@ -115,6 +115,37 @@ pub fn nan_logits_end_their_request_alone<D: Device>(device: impl Fn() -> D) {
     }
 }
 
+/// Checks requests that begin with the tokens of a faulty prompt, whose last token has a NaN embedding. On a device whose
+/// rows share tiles of keys, the NaN reaches the keys and values of tokens before it, which must not be used again.
+pub fn a_faulty_prompt_leaves_no_pages_to_others<D: Device>(device: impl Fn() -> D) {
+    let spec = spec();
+    let mut weights = spec.weights();
+    let bad = spec.vocab as u32 - 1;
+    set(&mut weights.0.embed, bad as usize * spec.hidden, f32::NAN);
+    let shared: Vec<u32> = (0..2 * PAGE_SIZE as u32).map(|position| position * position % bad).collect();
+    let sound =
+        || requests(10).map(|request| Request { prompt: [&shared[..], &request.prompt].concat(), ..request });
+    let faulty = || Request::new([&shared[..], &[bad]].concat(), 10);
+    let expected = alone(&device, &weights, sound());
+    assert!(expected.iter().all(|output| output.tokens.len() == 10));
+    for together in [false, true] {
+        for (name, policy) in modes() {
+            let mut engine = engine(device(), &weights, policy);
+            let mut outputs = if together {
+                run(&mut engine, [faulty()].into_iter().chain(sound()).collect())
+            } else {
+                [run(&mut engine, vec![faulty()]), run(&mut engine, sound().into())].concat()
+            };
+            let error = DecodeError::Logits { position: shared.len() + 1, fault: LogitsFault::Nan };
+            assert_eq!(failed(&outputs.remove(0)), &error, "{name}");
+            assert_eq!(outputs, expected, "{name}");
+            let reused = engine.stats().prefixes.tokens_reused;
+            assert_eq!(reused, shared.len() as u64, "the second request reuses the pages of the first");
+            check_pages(&mut engine);
+        }
+    }
+}
+
 /// Checks a model in which one logit overflows to +∞ or −∞, depending on the sign of a hidden element. −∞ is legal.
 pub fn an_infinite_logit_ends_an_output_at_its_place<D: Device>(device: impl Fn() -> D) {
     let spec = spec();

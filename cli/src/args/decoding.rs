@@ -40,6 +40,10 @@ pub struct DecodingArgs {
     /// Positions for prompt and output together, in place of the model's own limit
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Decoding")]
     pub context: Option<NonZeroUsize>,
+    /// Read every prompt from its beginning, even if the cache has the keys and values of its first tokens. No result
+    /// depends on it
+    #[arg(long, help_heading = "Decoding")]
+    pub no_prefix_cache: bool,
     /// Continue after an end-of-sequence token
     #[arg(long, help_heading = "Decoding")]
     pub ignore_eos: bool,

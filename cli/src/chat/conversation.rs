@@ -118,11 +118,13 @@ impl Conversation<'_> {
         };
         // An interrupt before this question must not stop the answer to it.
         interrupt::take_interrupt();
+        let reused_before = engine.stats().prefixes.tokens_reused;
         let mut answer = Answer { out: self.surface.stdout(), surface: self.surface, sample: None };
         run::run(engine, 1, std::iter::once(seed), make, || self.text.after(&prompt), &mut answer)?;
         answer.write("\n")?;
         let sample = answer.sample.unwrap_or_else(|| Sample::new(0, seed));
-        let stats = Stats::of(&sample, prompt.len());
+        let reused = engine.stats().prefixes.tokens_reused.saturating_sub(reused_before);
+        let stats = Stats::of(&sample, prompt.len(), reused);
         Ok(Ok((sample, stats)))
     }
 

@@ -97,6 +97,7 @@ impl Work for Loaded<'_> {
         let options = EngineOptions {
             max_batch: 1,
             cache_tokens: (context + block_size.min(MAX_BLOCK_SIZE)).next_multiple_of(page_size),
+            prefix_cache: !args.decoding.no_prefix_cache,
             ..EngineOptions::default()
         };
         let mut engine = Engine::new(weights.on_device(device)?, mode.policy(), options)?;

@@ -12,13 +12,15 @@ pub struct Stats {
     /// Number of accepted draft tokens plus one bonus token per step, before the output was cut at its end.
     committed: usize,
     prompt_tokens: usize,
+    /// Number of prompt tokens that were not read, because the cache had their keys and values.
+    reused_tokens: u64,
     prefill_seconds: f64,
     decode_seconds: f64,
 }
 
 impl Stats {
-    /// Returns the statistics of one answer, to a prompt of `prompt_tokens` tokens.
-    pub fn of(answer: &Sample, prompt_tokens: usize) -> Self {
+    /// Returns the statistics of one answer, to a prompt of `prompt_tokens` tokens, of which the cache had `reused_tokens`.
+    pub fn of(answer: &Sample, prompt_tokens: usize, reused_tokens: u64) -> Self {
         Self {
             answers: 1,
             tokens: answer.output_ids.len(),
@@ -26,6 +28,7 @@ impl Stats {
             steps: answer.steps.len(),
             committed: answer.steps.iter().map(|step| step.accepted + 1).sum(),
             prompt_tokens,
+            reused_tokens,
             prefill_seconds: answer.prefill_seconds,
             decode_seconds: answer.decode_seconds,
         }
@@ -38,6 +41,7 @@ impl Stats {
         self.steps += other.steps;
         self.committed += other.committed;
         self.prompt_tokens += other.prompt_tokens;
+        self.reused_tokens += other.reused_tokens;
         self.prefill_seconds += other.prefill_seconds;
         self.decode_seconds += other.decode_seconds;
     }
@@ -49,12 +53,14 @@ impl Stats {
             false => 0.0,
         };
         format!(
-            "{} tokens in {} steps, acceptance length {:.2}, {speed:.1} tokens/s; {} prompt tokens read in {:.2} s",
+            "{} tokens in {} steps, acceptance length {:.2}, {speed:.1} tokens/s; {} prompt tokens ready in {:.2} s, {} of \
+             them from the cache",
             self.tokens,
             self.steps,
             self.acceptance_length(),
             self.prompt_tokens,
             self.prefill_seconds,
+            self.reused_tokens,
         )
     }
 
@@ -84,12 +90,13 @@ mod tests {
             decode_seconds: 2.0,
             ..Sample::new(0, 0)
         };
-        let mut stats = Stats::of(&answer, 7);
-        stats.add(&Stats::of(&answer, 9));
+        let mut stats = Stats::of(&answer, 7, 0);
+        stats.add(&Stats::of(&answer, 9, 5));
         assert_eq!(stats.answers(), 2);
         assert_eq!(
             stats.line(),
-            "10 tokens in 0 steps, acceptance length 0.00, 2.0 tokens/s; 16 prompt tokens read in 0.50 s"
+            "10 tokens in 0 steps, acceptance length 0.00, 2.0 tokens/s; 16 prompt tokens ready in 0.50 s, \
+             5 of them from the cache"
         );
     }
 }

@@ -144,10 +144,13 @@ impl<'a, D: Device> Session<'a, D> {
                 block_size,
                 batch,
             ),
+            prefix_cache: !args.decoding.no_prefix_cache,
             ..EngineOptions::default()
         };
         let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { config.eos_ids.clone() };
-        progress.running(seeds.count(), prompt_ids.len().saturating_mul(seeds.count()), options.prefill_rows);
+        // With a prefix cache, all samples share what one of them reads.
+        let readers = if options.prefix_cache { 1 } else { seeds.count() };
+        progress.running(seeds.count(), prompt_ids.len().saturating_mul(readers), options.prefill_rows);
         let facts = Facts {
             layers: config.layers,
             tail_layers: drafter.map_or(0, |drafter| drafter.tail_layers),

@@ -67,6 +67,33 @@ fn answers_see_the_history_until_it_is_reset() {
     }
 }
 
+/// Returns the numbers of prompt tokens, and of those that came from the cache, in each line of `/stats` about the last
+/// answer.
+fn prompt_tokens(stderr: &str) -> Vec<(usize, usize)> {
+    let lines = stderr.lines().filter_map(|line| line.strip_prefix("last answer: ")?.split_once("tokens/s; "));
+    let number = |text: &str| text.split(' ').next().unwrap().parse().unwrap();
+    lines.map(|(_, prompt)| (number(prompt), number(prompt.split_once(" s, ").unwrap().1))).collect()
+}
+
+#[test]
+fn a_turn_reads_only_the_end_of_the_conversation() {
+    let target = chatting_target();
+    let (target, draft) = (arg(target.path()), drafter());
+    let common = ["--target", target, "--draft", &draft, "--max-new-tokens", "20", "--mode", "parallel"];
+    let message = "/// Adds packed 32-bit integers in `a` and `b`, and returns the results of all lanes.";
+    let lines = format!("{message}\n/stats\npub unsafe fn\n/stats\n/reset\n{message}\n/stats\n");
+    let run = chat(&common, &lines);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let counts = prompt_tokens(&run.stderr);
+    let [(first, 0), (second, reused), (again, all)] = counts[..] else { panic!("{counts:?}") };
+    // A turn reads the new message, and at most a page of 16 tokens of what came before.
+    assert!(reused >= first - 16 && reused >= 16 && second > first, "{counts:?}");
+    assert!(again == first && all >= first - 16, "{counts:?}");
+    let without = chat(&[&common[..], &["--no-prefix-cache"]].concat(), &lines);
+    assert_eq!(without.stdout, run.stdout);
+    assert!(prompt_tokens(&without.stderr).iter().all(|&(_, reused)| reused == 0), "{}", without.stderr);
+}
+
 #[test]
 fn ends_that_are_said() {
     let target = chatting_target();
