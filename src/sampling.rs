@@ -57,6 +57,9 @@ impl SamplingParams {
     /// Greedy decoding: temperature 0, which takes the most probable token, ties to the lowest id.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
+    /// Sampling from the whole distribution at temperature 1.
+    pub const WHOLE: Self = Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
     /// Sampling from the whole distribution at `temperature`.
     pub fn at_temperature(temperature: f32) -> Self {
         Self { temperature, ..Self::GREEDY }

@@ -10,6 +10,8 @@ mod generate;
 mod kernels_on_the_emulator;
 #[path = "../examples/logits_hook.rs"]
 mod logits_hook;
+#[path = "../examples/proposer.rs"]
+mod proposer;
 #[path = "../examples/raw_pointers_and_stream.rs"]
 mod raw_pointers_and_stream;
 
@@ -26,6 +28,11 @@ fn runs_a_policy_of_its_own() {
 #[test]
 fn edits_logits() {
     logits_hook::main().unwrap();
+}
+
+#[test]
+fn proposes_drafts() {
+    proposer::main().unwrap();
 }
 
 #[test]

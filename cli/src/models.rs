@@ -81,7 +81,16 @@ impl Pair {
     /// Returns the requested mode, or the default. The default for the bundled pair is a mode that drafts, at whatever
     /// speed, because it exists to show drafting.
     pub fn mode(&self, asked: Option<ModeChoice>) -> ModeChoice {
-        asked.unwrap_or(if self.bundled { ModeChoice::Parallel } else { ModeChoice::Auto })
+        asked.unwrap_or(if self.bundled && !self.looks_up() {
+            ModeChoice::Parallel
+        } else {
+            ModeChoice::Auto
+        })
+    }
+
+    /// Returns whether drafts are looked up in the text, without a drafter.
+    pub fn looks_up(&self) -> bool {
+        matches!(self.draft, Some(DrafterSource::Lookup))
     }
 
     /// Maps the weights of target and drafter into memory.
@@ -92,6 +101,7 @@ impl Pair {
         let config = &target.config;
         let drafter = match &self.draft {
             None => own,
+            Some(DrafterSource::Lookup) => None,
             Some(DrafterSource::Directory(dir)) => {
                 // SAFETY: as for the target.
                 Some(unsafe { DrafterWeights::map(dir, config) }?)

@@ -1,11 +1,11 @@
 //! The request to the engine that the arguments of a command describe.
 
-use flexdraft::decode::Request;
+use flexdraft::decode::{PromptLookup, Proposer, Request};
 use flexdraft::processors::LogitProcessors;
 
 use crate::args::{DecodingArgs, SamplingArgs};
 
-/// Makes a request, not yet validated, that continues a prompt.
+/// Makes a request, not yet validated, that continues a prompt. Its drafts are looked up in the text if `looks_up`.
 pub fn request(
     decoding: &DecodingArgs,
     sampling: &SamplingArgs,
@@ -13,7 +13,9 @@ pub fn request(
     prompt: Vec<u32>,
     stop_ids: &[u32],
     seed: u64,
+    looks_up: bool,
 ) -> Request {
+    let lookup = || Box::new(PromptLookup::default()) as Box<dyn Proposer>;
     Request {
         stop_ids: stop_ids.to_vec(),
         processors,
@@ -22,6 +24,7 @@ pub fn request(
         seed,
         block_size: decoding.block_size,
         confidence: decoding.confidence(),
+        proposer: looks_up.then(lookup),
         record: true,
         ..Request::new(prompt, decoding.max_new_tokens)
     }

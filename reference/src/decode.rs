@@ -17,6 +17,7 @@ use crate::chain::chained_logits;
 use crate::float::Float;
 use crate::model::{DraftRow, Drafter, Target, draft_rows, target_logits};
 use crate::process::{History, Processors, process};
+use crate::propose::Proposal;
 use crate::random::{Numbers, Purpose};
 use crate::sample::{confidence, draw, draw_by_weights};
 use crate::schedule::{Strategy, next_verify_len};
@@ -47,14 +48,14 @@ pub struct Request {
     pub strategy: Strategy,
 }
 
-/// A draft: the tokens that a mask group predicts after the bonus token.
+/// A draft: the tokens that a mask group predicts, or that a source outside the model proposes, after the bonus token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<F> {
-    /// Draft tokens d_1..d_{S−1}.
+    /// Draft tokens d_1..d_{S−1}; a proposal has its own length.
     pub tokens: Vec<u32>,
     /// The distribution that each draft token was drawn from.
     pub distributions: Vec<Distribution<F>>,
-    /// The confidence of each draft token.
+    /// The confidence of each draft token; empty for a proposal.
     pub confidence: Vec<F>,
     /// Number v of draft tokens that the next step verifies.
     pub verify_len: usize,
@@ -104,10 +105,33 @@ pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u3
 
 /// Decodes a request with a drafter.
 pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Request) -> Decoded<F> {
+    decode_drafts(target, request, |tokens| make_draft(target, drafter, request, tokens))
+}
+
+/// Decodes a request with proposals from outside the model. `propose` gives the proposal after the tokens so far, the
+/// bonus token last. An empty proposal makes the step autoregressive.
+pub fn decode_proposals<F: Float>(
+    target: &Target<F>,
+    request: &Request,
+    mut propose: impl FnMut(&[u32]) -> Proposal<F>,
+) -> Decoded<F> {
+    decode_drafts(target, request, |tokens| {
+        let Proposal { tokens, distributions } = propose(tokens);
+        let verify_len = tokens.len();
+        Draft { tokens, distributions, confidence: vec![], verify_len }
+    })
+}
+
+/// Decodes a request whose drafts `make_draft` makes, from the tokens so far.
+fn decode_drafts<F: Float>(
+    target: &Target<F>,
+    request: &Request,
+    mut make_draft: impl FnMut(&[u32]) -> Draft<F>,
+) -> Decoded<F> {
     // All known tokens: the prompt, the committed tokens, and the newest token, which is the next c_0.
     let mut tokens = request.prompt.clone();
     tokens.push(target_draw(request, &target_distributions(target, request, &tokens, 1)[0], tokens.len()));
-    let first_draft = make_draft(target, drafter, request, &tokens);
+    let first_draft = make_draft(&tokens);
 
     let mut draft = first_draft.clone();
     let mut steps = vec![];
@@ -122,7 +146,7 @@ pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Requ
 
         tokens.extend(&draft.tokens[..accepted]);
         tokens.push(bonus);
-        draft = make_draft(target, drafter, request, &tokens);
+        draft = make_draft(&tokens);
         steps.push(Step { start, verify_len, candidates, accepted, bonus, draft: draft.clone() });
     }
     Decoded { output: output(request, &tokens), first_draft, steps }

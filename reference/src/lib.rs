@@ -22,6 +22,7 @@
 //! | [`warp`] | temperature, top-k, top-p, min-p | arXiv 1805.04833, 1904.09751, 2407.01082 |
 //! | [`sample`] | argmax, Gumbel-max draw, confidence | arXiv 1411.0030, section 2 |
 //! | [`accept`] | the rules greedy, rejection, block, match | arXiv 2211.17192, 2302.01318, 2403.10444 |
+//! | [`propose`] | proposals from outside the model; prompt lookup | Saxena, "Prompt Lookup Decoding", 2023 |
 //! | [`schedule`] | confidences to the next verify length | FlexDraft, public code |
 //! | [`model`] | a whole target, a whole drafter of either kind | Llama, Qwen3, FlexDraft; Orthrus, arXiv 2605.12825 |
 //! | [`decode`] | the decode loop; autoregressive decoding | FlexDraft |
@@ -53,6 +54,7 @@ pub mod model;
 pub mod norm;
 pub mod philox;
 pub mod process;
+pub mod propose;
 pub mod random;
 pub mod rope;
 pub mod sample;

@@ -17,7 +17,7 @@
 //! | purpose | used by | position | slot |
 //! |---|---|---|---|
 //! | 1 target draw | autoregressive decoding, `match` (target and drafts), the first bonus token | the token's own | 0 |
-//! | 2 draft draw | `rejection`, `block` | c_0 of the step that verifies the draft | j, of draft token d_j |
+//! | 2 draft draw | `rejection`, `block` | c_0 of the step that verifies the draft | j, of draft token d_j; 64 + j in a proposal |
 //! | 3 acceptance uniform | `rejection`, `block` | c_0 of the step | i, of draft token d_i under test |
 //! | 4 residual or final draw | `rejection`, `block` | c_0 of the step | a, the accepted length |
 //!

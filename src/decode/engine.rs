@@ -41,14 +41,15 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if the policy drafts and the model has no drafter, if the policy needs mask groups in the pass that
+    /// [`DecodeError`] if the policy drafts and the model has no drafter ([`EngineOptions::proposers`] allows that for
+    /// policies without mask groups), if the policy needs mask groups in the pass that
     /// verifies and the drafter has none there, if an option is 0, or if the cache exceeds the device's memory.
     pub fn new(
         model: Model<D>,
         policy: impl Policy + 'static,
         options: EngineOptions,
     ) -> Result<Self, DecodeError> {
-        check_policy(&policy, &model)?;
+        check_policy(&policy, &model, options.proposers)?;
         for (option, value) in [
             ("max_batch", options.max_batch),
             ("cache_tokens", options.cache_tokens),
@@ -85,7 +86,7 @@ impl<D: Device> Engine<D> {
 
     /// Replaces the policy, between steps. Greedy and `match` outputs do not change.
     pub fn set_policy(&mut self, policy: impl Policy + 'static) -> Result<(), DecodeError> {
-        check_policy(&policy, &self.model)?;
+        check_policy(&policy, &self.model, self.scheduler.options().proposers)?;
         self.policy = Box::new(policy);
         Ok(())
     }
@@ -107,6 +108,7 @@ impl<D: Device> Engine<D> {
             block_size: request.block_size.unwrap_or(trained).min(trained),
             prediction: self.model.prediction(),
             tokens: request.prompt.clone(),
+            proposes: request.proposer.is_some(),
             callbacks: RefCell::new(Callbacks {
                 logits_hook: request.logits_hook.take(),
                 proposer: request.proposer.take(),
@@ -232,10 +234,15 @@ impl<D: Device> Engine<D> {
     }
 }
 
-/// Checks that the model has a drafter if `policy` drafts, and that the drafter can draft in the pass that verifies if
-/// `policy` needs mask groups there.
-fn check_policy<D: Device>(policy: &impl Policy, model: &Model<D>) -> Result<(), DecodeError> {
-    if policy.drafts() && model.drafter_kind().is_none() {
+/// Checks that the model has a drafter if `policy` drafts, unless `proposers` may draft alone, and that the drafter can
+/// draft in the pass that verifies if `policy` needs mask groups there.
+fn check_policy<D: Device>(
+    policy: &impl Policy,
+    model: &Model<D>,
+    proposers: bool,
+) -> Result<(), DecodeError> {
+    let needs_drafter = policy.needs_groups() || policy.drafts() && !proposers;
+    if needs_drafter && model.drafter_kind().is_none() {
         return Err(DecodeError::NoDrafter { mode: policy.name() });
     }
     if policy.needs_groups() { check_groups(policy.name(), model) } else { Ok(()) }

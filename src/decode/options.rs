@@ -19,6 +19,9 @@ pub struct EngineOptions {
     /// uses are kept until their memory is needed, the least recently used page the shortest. Outputs do not depend on
     /// it.
     pub prefix_cache: bool,
+    /// Whether drafts may come from the requests' [proposers](super::Proposer) alone. If so, an engine whose model has no
+    /// drafter takes policies that draft; a request without a proposer then gets one token per step.
+    pub proposers: bool,
     /// Allows a policy to change the verify length of requests whose tokens depend on it (`rejection` and
     /// `block` above temperature 0). The distribution of their tokens is still the target's, but the tokens
     /// may then depend on the load.
@@ -33,6 +36,7 @@ impl Default for EngineOptions {
             page_size: 16,
             prefill_rows: 512,
             prefix_cache: true,
+            proposers: false,
             free_verify_len: false,
         }
     }

@@ -164,7 +164,8 @@ impl PageAllocator {
     /// shares the other page from now on.
     pub(super) fn publish(&mut self, owned: &mut [u32], tokens: &[u32]) {
         let full = (tokens.len() / self.page_size).min(owned.len());
-        let known = |page: &u32| self.prefixes.as_ref().is_some_and(|prefixes| prefixes.prefix(*page).is_some());
+        let known =
+            |page: &u32| self.prefixes.as_ref().is_some_and(|prefixes| prefixes.prefix(*page).is_some());
         let first = owned[..full].iter().rposition(known).map_or(0, |last| last + 1);
         for index in first..full {
             let Some(before) = self.prefix_of(&owned[..index]) else { return };
@@ -220,7 +221,10 @@ mod tests {
         assert!(b.is_empty());
         assert!(allocator.grow(&mut b, 32));
         allocator.publish(&mut b, &[7; 32]);
-        assert_eq!((allocator.reuse(&mut Vec::new(), &[7; 32]), allocator.reusable_and_owned(&[7; 32])), (0, 0));
+        assert_eq!(
+            (allocator.reuse(&mut Vec::new(), &[7; 32]), allocator.reusable_and_owned(&[7; 32])),
+            (0, 0)
+        );
         allocator.shrink(&mut a, 16);
         assert_eq!((a.len(), allocator.available()), (1, 2));
         assert!(allocator.grow(&mut b, 49));
@@ -276,7 +280,7 @@ mod tests {
 
     proptest! {
         /// Sequences come, grow and go at random. Each of their full pages holds the tokens that were written to it
-        /// last, nobody writes to a page that another sequence owns, and every page is accounted for.
+        /// last, no sequence writes to a page that another sequence owns, and every page is accounted for.
         #[test]
         fn a_page_that_is_shared_is_never_written(
             pages in 1usize..12,

@@ -23,13 +23,13 @@ pub(super) struct PrefixIndex<S = RandomState> {
     /// The pages with each hash.
     by_hash: HashMap<u64, Vec<u32>>,
     /// The entry of each page, if the index has the page.
-    entries: Vec<Option<Entry>>,
+    entries: Vec<Option<KnownPage>>,
     /// The number of ids that were given out.
     ids: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct KnownPage {
     /// The prefix that ends with the page.
     id: PrefixId,
     /// The prefix before the page.
@@ -52,7 +52,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
         Self { hasher, by_hash: HashMap::new(), entries: Vec::new(), ids: 0 }
     }
 
-    fn entry(&self, page: u32) -> Option<&Entry> {
+    fn entry(&self, page: u32) -> Option<&KnownPage> {
         self.entries.get(page as usize)?.as_ref()
     }
 
@@ -63,7 +63,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
 
     /// Returns the page that holds `tokens` after the prefix `before`, if the index has one.
     pub(super) fn find(&self, before: PrefixId, tokens: &[u32]) -> Option<u32> {
-        let same = |entry: &Entry| entry.before == before && *entry.tokens == *tokens;
+        let same = |entry: &KnownPage| entry.before == before && *entry.tokens == *tokens;
         let pages = self.by_hash.get(&self.hasher.hash_one((before, tokens)))?;
         pages.iter().copied().find(|&page| self.entry(page).is_some_and(same))
     }
@@ -73,7 +73,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
     pub(super) fn insert(&mut self, page: u32, before: PrefixId, tokens: &[u32]) {
         let hash = self.hasher.hash_one((before, tokens));
         self.ids += 1;
-        let entry = Entry { id: PrefixId(self.ids), before, tokens: tokens.into(), hash };
+        let entry = KnownPage { id: PrefixId(self.ids), before, tokens: tokens.into(), hash };
         let index = page as usize;
         if self.entries.len() <= index {
             self.entries.resize_with(index + 1, || None);

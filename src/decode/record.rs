@@ -41,9 +41,11 @@ pub struct Committed {
 pub struct BlockRecord {
     /// The step's bonus token.
     pub bonus: u32,
-    /// Draft tokens `[S − 1]` for the positions after the bonus token; empty if the step did not draft.
+    /// Draft tokens `[S − 1]`, or a proposal of any length, for the positions after the bonus token; empty if the step
+    /// did not draft.
     pub draft: Vec<u32>,
-    /// The largest probability of each slot's softmax at temperature 1 `[S − 1]`.
+    /// The largest probability of each draft token's softmax at temperature 1; 1 for a token that a proposer is certain
+    /// of.
     pub confidence: Vec<f32>,
 }
 

@@ -1,65 +1,14 @@
-//! Requests to the engine, and the hooks that a request can have.
+//! Requests to the engine.
 
 use std::time::Instant;
 
 use super::confidence::Confidence;
 use super::error::DecodeError;
+use super::hook::LogitsHook;
+use super::proposal::Proposer;
 use crate::acceptance::Rule;
 use crate::processors::LogitProcessors;
 use crate::sampling::SamplingParams;
-
-/// The error of a hook. A `String` or a `&str` converts to it with `into`.
-pub type HookError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A hook that changes the target's logits before warping: penalties, biases, grammars.
-///
-/// The engine calls the hook once per row of target logits that a step uses, including rows after draft
-/// tokens that are rejected later. The result must depend on the arguments alone; then the output is
-/// distributed exactly like autoregressive decoding with the same hook.
-///
-/// A hook fails a row if it returns an error, panics, or leaves a row with a
-/// [fault](crate::logits::LogitsFault): NaN, +∞, or −∞ for every id. If the output reaches the row, the request ends
-/// with [`DecodeError::Hook`] after the tokens before the row. If the row follows a draft token that is rejected, the
-/// failure has no effect. Other requests are never affected. The hook does not see rows in which the target itself
-/// left a fault.
-pub trait LogitsHook: Send {
-    /// Edits `logits` `[vocab]`, which predict the token at `position`. `prefix` holds the tokens at
-    /// positions 0..`position`: the prompt, the committed tokens, and the draft tokens before the row. To force a
-    /// token, set all other logits to −∞.
-    ///
-    /// # Errors
-    ///
-    /// Any error for which the hook cannot edit the row.
-    fn edit(&mut self, position: usize, prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError>;
-}
-
-impl<F: FnMut(usize, &[u32], &mut [f32]) -> Result<(), HookError> + Send> LogitsHook for F {
-    fn edit(&mut self, position: usize, prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError> {
-        self(position, prefix, logits)
-    }
-}
-
-/// A source of draft tokens that replace the drafter's: a lookup, or another model.
-///
-/// The engine verifies proposals like drafts from a distribution that is certain of them, so the output stays
-/// lossless under every rule. The drafter's confidences still decide the verify length.
-pub trait Proposer: Send {
-    /// Replaces the tokens in `draft`, which are the drafter's tokens for the positions after `prefix`.
-    /// `prefix` holds all tokens so far, the bonus token last. Returns whether `draft` was replaced. A
-    /// proposal with an id outside the vocabulary is ignored.
-    ///
-    /// # Errors
-    ///
-    /// Any error for which there is no proposal. An error, like a panic, ends the request with [`DecodeError::Hook`],
-    /// after the tokens in `prefix`.
-    fn propose(&mut self, prefix: &[u32], draft: &mut [u32]) -> Result<bool, HookError>;
-}
-
-impl<F: FnMut(&[u32], &mut [u32]) -> Result<bool, HookError> + Send> Proposer for F {
-    fn propose(&mut self, prefix: &[u32], draft: &mut [u32]) -> Result<bool, HookError> {
-        self(prefix, draft)
-    }
-}
 
 /// A prompt, and the settings for its continuation.
 pub struct Request {
@@ -86,7 +35,7 @@ pub struct Request {
     pub confidence: Confidence,
     /// A hook on the target's logits before warping.
     pub logits_hook: Option<Box<dyn LogitsHook>>,
-    /// A source of draft tokens that replace the drafter's.
+    /// A source of draft tokens in place of the drafter's.
     pub proposer: Option<Box<dyn Proposer>>,
     /// The number of likeliest tokens whose log-probabilities steps report with every committed token, which may be 0;
     /// `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on a

@@ -48,6 +48,11 @@ impl<B> Scheduler<B> {
         Self { pages, options, context_len, drafter, active, waiting, finished, preempted, prefixes, drafts }
     }
 
+    /// Returns the engine's options.
+    pub(super) fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
     /// Checks that the cache has room for `tokens` tokens of one sequence, if this sequence has all pages.
     pub(super) fn check_room(&self, tokens: usize) -> Result<(), DecodeError> {
         let needed = self.pages.pages_for(tokens);
@@ -289,7 +294,9 @@ impl<B> Scheduler<B> {
     fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
         let sequence = &self.active[index];
         let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
-        let draft = choice.draft && self.drafter.is_some() && sequence.request.drafting;
+        let drafting = choice.draft && sequence.request.drafting;
+        let draft = drafting && self.drafter.is_some();
+        let propose = drafting && sequence.proposes;
         // The last candidate must have a position within the context.
         let room = self.context_len.saturating_sub(sequence.tokens.len());
         let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());
@@ -303,7 +310,7 @@ impl<B> Scheduler<B> {
             Work::Prefill { rows, last: true } if choice.groups.contains(0) => vec![rows - 1],
             Work::Prefill { .. } | Work::Recompute { .. } => Vec::new(),
         };
-        SequencePlan { sequence: index, work, verify_len, groups, draft }
+        SequencePlan { sequence: index, work, verify_len, groups, draft, propose }
     }
 
     /// Returns how many of `drafted` tokens sequence `index` verifies in the step.

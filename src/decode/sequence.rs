@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::cmp::Reverse;
 
+use super::hook::LogitsHook;
+use super::proposal::Proposer;
 use super::record::Finish;
-use super::request::{LogitsHook, Proposer, Request};
+use super::request::Request;
 use super::request_id::RequestId;
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
@@ -13,12 +15,12 @@ use crate::processors::{History, LogitEdits};
 
 /// The next block, drafted but not yet verified.
 pub(super) struct PendingDraft<B> {
-    /// The tokens d_1..d_{S−1}.
+    /// The tokens d_1, d_2, …: S − 1 of them from the drafter, and any number from a proposer.
     pub(super) tokens: Vec<u32>,
     /// The drafter's confidence in each token.
     pub(super) confidence: Vec<f32>,
     /// The logits that the tokens were drawn from. `None` if the acceptance rule does not need them, or if
-    /// the tokens were proposed by another source.
+    /// a proposer counts its tokens as certain.
     pub(super) logits: Option<DrawnFrom<B>>,
     /// v: the verify length that the request's confidence threshold gives.
     pub(super) verify_len: usize,
@@ -35,6 +37,8 @@ pub(super) enum DrawnFrom<B> {
     },
     /// The logits are in a separate buffer, from its first row on.
     Own(B),
+    /// The warped scores of a proposal are in a separate buffer, from its first row on.
+    Proposed(B),
 }
 
 /// The hooks of a request.
@@ -50,6 +54,8 @@ pub(super) struct Sequence<B> {
     pub(super) request: Request,
     /// The request's hooks. A step calls them while it reads the sequence.
     pub(super) callbacks: RefCell<Callbacks>,
+    /// Whether the request has a proposer.
+    pub(super) proposes: bool,
     /// S: the block size; 1 without a drafter.
     pub(super) block_size: usize,
     /// Whether a slot of a mask group predicts the token at its own or at the next position.

@@ -84,6 +84,9 @@ pub struct DraftLogits<'a, B> {
     pub first_row: usize,
     /// Index of the first draft token among all draws from these logits.
     pub first_draw: usize,
+    /// Whether the rows are [warped scores](crate::sampling::warp) already, as of a
+    /// [proposal](crate::device::Device::upload_draft). Otherwise the request's warping applies to them.
+    pub is_warped: bool,
 }
 
 impl<B> Clone for DraftLogits<'_, B> {

@@ -318,6 +318,15 @@ pub trait Device: Send + Sync + 'static {
         self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
     }
 
+    /// Writes the warped scores of a proposal, rows of `scores`, to the first rows of `out`, which is resized: the draft
+    /// tokens were drawn from the softmax of these rows elsewhere. The buffer can then be the [`DraftLogits`] of a
+    /// verification, with the mark [`is_warped`](DraftLogits::is_warped).
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a row does not have the buffer's columns.
+    fn upload_draft(&self, scores: &[Vec<f32>], out: &mut Self::Buffer) -> Result<(), DeviceError>;
+
     /// Applies the acceptance rule of each of the step's sequences to target logits, after the sequence's
     /// [edits](VerifyRows::edits), which may change the logits. The verdicts replace the
     /// contents of `results`, which the returned object uses.

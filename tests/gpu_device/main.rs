@@ -10,6 +10,7 @@ mod on_a_gpu;
 mod orthrus;
 mod processors;
 mod products;
+mod proposals;
 mod self_test;
 mod step;
 #[path = "../support/mod.rs"]

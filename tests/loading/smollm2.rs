@@ -216,7 +216,8 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     let requests = || {
         let mut requests = plain();
         let (known, proposing) = (expected[1].tokens.clone(), &mut requests[1]);
-        proposing.proposer = Some(corrupted_continuation(proposing.prompt.len(), known, config.vocab_size));
+        proposing.proposer =
+            Some(corrupted_continuation(proposing.prompt.len(), known, config.vocab_size, 3));
         // A threshold of 0 verifies the whole block; a random drafter's confidence would cut it short.
         proposing.confidence.threshold = 0.0;
         proposing.record = true;

@@ -48,6 +48,11 @@ enum Drafter {
     /// The drafter's logits are the target's own logits after the bonus token. The drafter then proposes from the
     /// target's distribution in slot 1, and in every slot if the target ignores the tokens before.
     Target,
+    /// A proposal whose tokens count as certain: one token has all of the mass. The token is a function of all tokens so
+    /// far.
+    Certain,
+    /// A proposal that is drawn token by token: each distribution is a function of the proposal's tokens before it.
+    Following,
 }
 
 /// A rule that decides how many draft tokens are verified: the draft is verified up to slot j if a condition holds.
@@ -93,6 +98,8 @@ enum Bug {
     DraftNotWarped,
     /// The planted bug keys a draft token's uniform number by the token's position and not by the step.
     PositionKeyed,
+    /// The planted bug takes the distributions after the proposal [0, 0, …] for those after the proposal that was drawn.
+    ForgetsItsTokens,
 }
 
 impl World {
@@ -118,13 +125,22 @@ impl World {
         self.logits(0, &prefix[prefix.len().saturating_sub(self.order)..])
     }
 
-    fn draft_logits(&self, prefix: &[u32], slot: usize) -> Vec<f32> {
-        let own = self.logits(slot, prefix);
+    /// Returns the drafter's logits of slot `slot` after the tokens `prefix` and the tokens `draft` of the slots before.
+    fn draft_logits(&self, prefix: &[u32], draft: &[u32], slot: usize) -> Vec<f32> {
+        let own = match self.drafter {
+            Drafter::Following => self.logits(slot, &extended(&[prefix, draft].concat(), slot as u32)),
+            _ => self.logits(slot, prefix),
+        };
         let target = self.target_logits(prefix);
         match self.drafter {
             Drafter::Unrelated => own,
             Drafter::Near => target.iter().zip(own).map(|(t, own)| t + 0.5 * own.max(-2.0)).collect(),
             Drafter::Target => target,
+            Drafter::Following => own,
+            Drafter::Certain => {
+                let token = (0..self.vocab).max_by(|&a, &b| own[a].total_cmp(&own[b]));
+                (0..self.vocab).map(|id| if Some(id) == token { 0.0 } else { f32::NEG_INFINITY }).collect()
+            }
         }
     }
 
@@ -196,6 +212,13 @@ struct State {
     weight: f64,
 }
 
+/// A draft, and the logits that each of its tokens was drawn from.
+#[derive(Default)]
+struct Path {
+    draft: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+}
+
 /// The distributions of target and drafter in one verification.
 struct StepRows<'a> {
     target: &'a [Vec<f64>],
@@ -242,51 +265,59 @@ impl Loop<'_> {
     /// Runs one step from a state of the enumerated loop. Returns every state that it can lead to, and the expected
     /// number of accepted draft tokens.
     fn step(&self, state: &State) -> (Vec<State>, f64) {
-        let slots = 1..self.world.block_size;
-        let logits: Vec<Vec<f32>> = slots.map(|slot| self.world.draft_logits(&state.tokens, slot)).collect();
-        let confidences: Vec<f32> = logits.iter().map(|row| confidence(row)).collect();
-        let q: Vec<Vec<f64>> = logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect();
-        // The distributions that acceptance uses as the drafter's, which the bug `DraftNotWarped` falsifies.
-        let rows = match self.bug {
-            Some(Bug::DraftNotWarped) => {
-                logits.iter().map(|row| softmax(&warp(row, &SamplingParams::at_temperature(1.0)))).collect()
-            }
-            _ => q.clone(),
-        };
         let (mut next, mut expected) = (Vec::new(), 0.0);
-        self.each_draft(&q, &confidences, &mut Vec::new(), state.weight, &mut |draft, weight| {
+        let path = &mut Path::default();
+        self.each_draft(&state.tokens, path, state.weight, &mut |path, weight| {
+            let Path { draft, logits } = path;
             let target = self.world.target_rows(&state.tokens, draft);
-            let rows = StepRows { target: &target, draft: &rows[..draft.len()] };
+            // The distributions that acceptance uses as the drafter's, which some bugs falsify.
+            let rows: Vec<Vec<f64>> = match self.bug {
+                Some(Bug::DraftNotWarped) => {
+                    let plain = SamplingParams::at_temperature(1.0);
+                    logits.iter().map(|row| softmax(&warp(row, &plain))).collect()
+                }
+                Some(Bug::ForgetsItsTokens) => {
+                    let zeros = vec![0; draft.len()];
+                    let row = |j| self.world.draft_logits(&state.tokens, &zeros[..j], j + 1);
+                    (0..draft.len()).map(|j| softmax(&warp(&row(j), &self.world.sampling))).collect()
+                }
+                _ => logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect(),
+            };
+            let rows = StepRows { target: &target, draft: &rows };
             self.verify(state, draft, rows, weight, &mut next, &mut expected);
         });
         (next, expected)
     }
 
-    /// Calls `visit` with every draft that may be verified, and with the draft's probability times `weight`.
-    fn each_draft(
-        &self,
-        q: &[Vec<f64>],
-        confidences: &[f32],
-        draft: &mut Vec<u32>,
-        weight: f64,
-        visit: &mut impl FnMut(&[u32], f64),
-    ) {
-        let verify_len = self.world.verify_len;
-        let Some(row) =
-            q.get(draft.len()).filter(|_| verify_len.before_drawing(draft.len() + 1, draft, confidences))
-        else {
-            visit(draft, weight);
+    /// Calls `visit` with every draft after `tokens` that may be verified, and with the draft's probability times
+    /// `weight`.
+    fn each_draft(&self, tokens: &[u32], path: &mut Path, weight: f64, visit: &mut impl FnMut(&Path, f64)) {
+        let World { verify_len, block_size, sampling, .. } = self.world;
+        let slot = path.draft.len() + 1;
+        if slot >= *block_size {
+            visit(path, weight);
             return;
-        };
-        for (token, probability) in possible(row) {
+        }
+        path.logits.push(self.world.draft_logits(tokens, &path.draft, slot));
+        let confidences: Vec<f32> = path.logits.iter().map(|row| confidence(row)).collect();
+        if !verify_len.before_drawing(slot, &path.draft, &confidences) {
+            path.logits.pop();
+            visit(path, weight);
+            return;
+        }
+        let q = softmax(&warp(&path.logits[slot - 1], sampling));
+        for (token, probability) in possible(&q) {
             if verify_len.after_drawing(token) {
-                draft.push(token);
-                self.each_draft(q, confidences, draft, weight * probability, visit);
-                draft.pop();
+                path.draft.push(token);
+                self.each_draft(tokens, path, weight * probability, visit);
+                path.draft.pop();
             } else {
-                visit(draft, weight * probability);
+                let row = path.logits.pop();
+                visit(path, weight * probability);
+                path.logits.extend(row);
             }
         }
+        path.logits.pop();
     }
 
     /// Adds the state after every outcome of verifying `draft` to `next`.
@@ -410,7 +441,13 @@ fn worlds() -> impl Strategy<Value = World> {
         (0.01f32..0.9).prop_map(VerifyLen::Confidence),
         Just(VerifyLen::EarlierDrafts),
     ];
-    let drafter = prop_oneof![Just(Drafter::Unrelated), Just(Drafter::Near), Just(Drafter::Target)];
+    let drafter = prop_oneof![
+        Just(Drafter::Unrelated),
+        Just(Drafter::Near),
+        Just(Drafter::Target),
+        Just(Drafter::Certain),
+        Just(Drafter::Following),
+    ];
     let sampling = (
         0.4f32..2.0,
         0usize..4,
@@ -510,7 +547,7 @@ fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> 
     let draft = [0, 2, 4].map(|shift| (draft >> shift & 3) % world.vocab as u32);
     let target: Vec<Vec<f64>> = (0..=draft.len()).map(|i| world.target(&draft[..i])).collect();
     let q: Vec<Vec<f64>> = (1..=draft.len())
-        .map(|slot| softmax(&warp(&world.draft_logits(&[0], slot), &world.sampling)))
+        .map(|slot| softmax(&warp(&world.draft_logits(&[0], &draft[..slot - 1], slot), &world.sampling)))
         .collect();
     let mut rows = StepRows { target: &target, draft: &q };
     let decisions =
@@ -566,5 +603,11 @@ fn planted_bugs_are_found() {
         assert!(largest_error(rule, None, |_| ()) < TOLERANCE);
         let error = largest_error(rule, None, |world| world.verify_len = VerifyLen::OwnDraft);
         assert!(error > 0.1, "{rule:?}, a verify length that knows the draft token: {error}");
+        for drafter in [Drafter::Certain, Drafter::Following] {
+            assert!(largest_error(rule, None, |world| world.drafter = drafter) < TOLERANCE);
+        }
+        let error =
+            largest_error(rule, Some(Bug::ForgetsItsTokens), |world| world.drafter = Drafter::Following);
+        assert!(error > 0.1, "{rule:?}, distributions after other tokens: {error}");
     }
 }

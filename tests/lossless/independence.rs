@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
-    StepView,
+    BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Proposal,
+    Request, StepView,
 };
 use flexdraft::device::cpu::Cpu;
 use flexdraft::sampling::SamplingParams;
@@ -161,9 +161,11 @@ fn drafts_beyond_the_output_are_not_verified() {
     let known = run_alone(&spec, Mode::Autoregressive, Request::new(prompt.clone(), 40)).tokens;
     for (record, expected) in [(false, 12), (true, 16)] {
         let known = known.clone();
-        let proposer = move |prefix: &[u32], draft: &mut [u32]| {
-            draft.copy_from_slice(&known[prefix.len() - 4..][..draft.len()]);
-            Ok(true)
+        let proposer = move |prefix: &[u32], proposal: &mut Proposal<'_>| {
+            for &token in &known[prefix.len() - 4..][..4] {
+                proposal.push(token)?;
+            }
+            Ok(())
         };
         let request = Request {
             confidence: Confidence { threshold: 0.0, ..Confidence::default() },

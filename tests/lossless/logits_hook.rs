@@ -44,7 +44,7 @@ fn greedy_and_match_equal_autoregressive_decoding_with_the_hook() {
         let free = Request { logits_hook: None, ..request(rule, temperature) };
         assert_ne!(run_alone(&spec, Mode::Autoregressive, free).tokens, ar.tokens);
         let proposing = || Request {
-            proposer: Some(corrupted_continuation(3, ar.tokens.clone(), spec.vocab)),
+            proposer: Some(corrupted_continuation(3, ar.tokens.clone(), spec.vocab, 4)),
             ..request(rule, temperature)
         };
         let plain = || request(rule, temperature);

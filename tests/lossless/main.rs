@@ -18,6 +18,7 @@ mod pass_invariance;
 mod policy_views;
 mod prefix_cache;
 mod processors;
+mod proposals;
 mod requests_in_flight;
 mod same_drafter;
 mod sampled;

@@ -3,7 +3,8 @@
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    Confidence, DecodeError, Engine, EngineOptions, Finish, HookError, LogitsHook, Mode, Policy, Request,
+    Confidence, DecodeError, Engine, EngineOptions, Finish, HookError, LogitsHook, Mode, Policy, Proposal,
+    Request,
 };
 use flexdraft::device::Device;
 use flexdraft::logits::LogitsFault;
@@ -303,14 +304,15 @@ pub fn a_proposer_s_mistake_ends_its_request_alone<D: Device>(device: impl Fn() 
     for panics in [false, true] {
         let request = |known: &Output, request: Request| {
             let (prompt_len, known) = (request.prompt.len(), known.tokens.clone());
-            let proposer = move |prefix: &[u32], draft: &mut [u32]| {
+            let proposer = move |prefix: &[u32], proposal: &mut Proposal<'_>| {
                 if prefix.len() > 8 {
                     assert!(!panics, "planted");
                     return Err(HookError::from("no proposal"));
                 }
-                let known = &known[prefix.len() - prompt_len..];
-                draft.iter_mut().zip(known).for_each(|(slot, token)| *slot = *token);
-                Ok(true)
+                for &token in known[prefix.len() - prompt_len..].iter().take(3) {
+                    proposal.push(token)?;
+                }
+                Ok(())
             };
             Request { proposer: Some(Box::new(proposer)), ..request }
         };

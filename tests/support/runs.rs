@@ -1,7 +1,7 @@
 //! Functions that run requests on an engine to their end.
 
 use flexdraft::decode::{
-    BlockRecord, Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request,
+    BlockRecord, Committed, Engine, EngineOptions, Finish, Policy, Proposal, Proposer, Record, Request,
 };
 use flexdraft::device::Device;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
@@ -88,25 +88,27 @@ pub fn blocks(outputs: &[Output]) -> Vec<Block> {
         .collect()
 }
 
-/// Returns a proposer that proposes `continuation` (the output of the same request, known from before) with at
-/// most one wrong slot, which differs from step to step, so that every accepted length occurs.
-pub fn corrupted_continuation(prompt_len: usize, continuation: Vec<u32>, vocab: usize) -> Box<dyn Proposer> {
-    Box::new(move |prefix: &[u32], draft: &mut [u32]| {
+/// Returns a proposer that proposes `len` tokens: `continuation` (the output of the same request, known from before) with
+/// at most one wrong token, whose place differs from step to step, so that every accepted length occurs.
+pub fn corrupted_continuation(
+    prompt_len: usize,
+    continuation: Vec<u32>,
+    vocab: usize,
+    len: usize,
+) -> Box<dyn Proposer> {
+    Box::new(move |prefix: &[u32], proposal: &mut Proposal<'_>| {
         let known = continuation.get(prefix.len() - prompt_len..).unwrap_or(&[]);
-        for (slot, token) in draft.iter_mut().zip(known) {
-            *slot = *token;
-        }
         let hash = (prefix.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
-        let corrupted = hash as usize % (draft.len() + 1);
-        if let Some(token) = draft.get_mut(corrupted) {
-            *token = (*token + 1) % vocab as u32;
+        let corrupted = hash as usize % (len + 1);
+        for (slot, token) in known.iter().copied().chain(std::iter::repeat(0)).take(len).enumerate() {
+            proposal.push(if slot == corrupted { (token + 1) % vocab as u32 } else { token })?;
         }
-        Ok(true)
+        Ok(())
     })
 }
 
 /// Returns `request` with a proposer whose drafts follow the tokens of `expected` up to some place.
 pub fn proposing(request: Request, expected: &Output, vocab: usize) -> Request {
-    let proposer = corrupted_continuation(request.prompt.len(), expected.tokens.clone(), vocab);
+    let proposer = corrupted_continuation(request.prompt.len(), expected.tokens.clone(), vocab, 5);
     Request { proposer: Some(proposer), ..request }
 }

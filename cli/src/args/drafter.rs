@@ -3,17 +3,24 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The source of a drafter: a directory, or a random generator.
+/// The source of drafts: a drafter in a directory, a random drafter, or a lookup in the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrafterSource {
     Directory(PathBuf),
-    Random { layers: usize },
+    Random {
+        layers: usize,
+    },
+    /// No drafter: the tokens that followed where the text's last tokens occurred before.
+    Lookup,
 }
 
 impl FromStr for DrafterSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "lookup" {
+            return Ok(Self::Lookup);
+        }
         match text.strip_prefix("random:") {
             None => Ok(Self::Directory(text.into())),
             Some(layers) => match layers.parse() {
@@ -32,6 +39,8 @@ mod tests {
     fn drafters() {
         assert_eq!("random:3".parse(), Ok(DrafterSource::Random { layers: 3 }));
         assert_eq!("random".parse(), Ok(DrafterSource::Directory("random".into())));
+        assert_eq!("lookup".parse(), Ok(DrafterSource::Lookup));
+        assert_eq!("./lookup".parse(), Ok(DrafterSource::Directory("./lookup".into())));
         assert!("random:x".parse::<DrafterSource>().is_err());
     }
 }

@@ -18,11 +18,13 @@ pub struct ModelArgs {
     /// which is searched for from the current directory and from the executable upwards]
     #[arg(long, value_name = "DIR|FILE.gguf|ID", help_heading = "Model")]
     pub target: Option<PathBuf>,
-    /// The drafter: a directory, an id, or `random:N` for a random drafter of N layers that fits the target.
+    /// The drafter: a directory, an id, `random:N` for a random drafter of N layers that fits the target, or `lookup`.
     ///
-    /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
+    /// `lookup` needs no drafter: it proposes what followed where the text's last tokens occurred before. The word is no
+    /// folder; `./lookup` is. A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only
+    /// `--mode ar` runs.
     /// [default: the bundled drafter for the bundled target, the target's own for an Orthrus model, otherwise none]
-    #[arg(long, value_name = "DIR|ID|random:N", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|ID|random:N|lookup", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
     /// Device that runs the model; `auto` takes the first GPU that passes a self-test, or else the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]

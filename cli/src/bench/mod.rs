@@ -24,7 +24,7 @@ use self::steps::Asked;
 use self::work::{Sizes, Storage};
 use crate::args::DeviceChoice;
 use crate::device::label;
-use crate::error::{Result, warn};
+use crate::error::{CliError, Result, warn};
 use crate::models::{self, Pair, Weights};
 
 /// Number of bytes that are read to measure the speed of the memory; a smaller number with `--quick`.
@@ -113,6 +113,10 @@ fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
         }
         None => {
             let pair = Pair::new(args.target.clone(), args.draft.clone())?;
+            if pair.looks_up() {
+                let message = "`bench` times the steps of a drafter, and `--draft lookup` has none";
+                return Err(CliError::Usage(message.into()));
+            }
             let weights = pair.load(args.block_size)?;
             for warning in weights.warnings() {
                 let _ = warn(&warning.to_string());

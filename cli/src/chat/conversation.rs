@@ -29,6 +29,8 @@ pub struct Conversation<'a> {
     pub args: &'a ChatArgs,
     pub template: Template,
     pub card: Card,
+    /// Whether drafts are looked up in the conversation.
+    pub looks_up: bool,
     pub text: TextOptions,
     pub stop_ids: Vec<u32>,
     pub processors: LogitProcessors,
@@ -113,8 +115,16 @@ impl Conversation<'_> {
         }
         let seed = self.args.sampling.seed.wrapping_add(earlier as u64);
         let make = |seed| {
-            let (args, processors) = (self.args, self.processors.clone());
-            request::request(&args.decoding, &args.sampling, processors, prompt.clone(), &self.stop_ids, seed)
+            let (args, processors, prompt) = (self.args, self.processors.clone(), prompt.clone());
+            request::request(
+                &args.decoding,
+                &args.sampling,
+                processors,
+                prompt,
+                &self.stop_ids,
+                seed,
+                self.looks_up,
+            )
         };
         // An interrupt before this question must not stop the answer to it.
         interrupt::take_interrupt();

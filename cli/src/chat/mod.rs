@@ -8,7 +8,7 @@ mod stats;
 
 use std::sync::Arc;
 
-use flexdraft::decode::{Engine, EngineOptions};
+use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::{LoadError, Tokenizer};
@@ -79,9 +79,12 @@ impl Work for Loaded<'_> {
         let label = label(&device);
         let text = TextOptions::new(Some(tokenizer), &args.decoding.stop)?;
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
-        let block_size = drafter.map_or(1, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
+        let looks_up = pair.looks_up();
+        let without_drafter = if looks_up { 1 + PromptLookup::default().tokens } else { 1 };
+        let block_size =
+            drafter.map_or(without_drafter, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
         let mode = match pair.mode(args.decoding.mode) {
-            ModeChoice::Auto if drafter.is_none() => ModeChoice::Ar,
+            ModeChoice::Auto if drafter.is_none() && !looks_up => ModeChoice::Ar,
             mode => mode,
         };
         let config = &mut weights.target.config;
@@ -98,6 +101,7 @@ impl Work for Loaded<'_> {
             max_batch: 1,
             cache_tokens: (context + block_size.min(MAX_BLOCK_SIZE)).next_multiple_of(page_size),
             prefix_cache: !args.decoding.no_prefix_cache,
+            proposers: looks_up,
             ..EngineOptions::default()
         };
         let mut engine = Engine::new(weights.on_device(device)?, mode.policy(), options)?;
@@ -112,6 +116,7 @@ impl Work for Loaded<'_> {
             args,
             template,
             card,
+            looks_up,
             text,
             stop_ids,
             processors,

@@ -19,7 +19,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Returns the statistics of one answer, to a prompt of `prompt_tokens` tokens, of which the cache had `reused_tokens`.
+    /// Returns the statistics of one answer, to a prompt of `prompt_tokens` tokens; `reused_tokens` of these came from the
+    /// cache.
     pub fn of(answer: &Sample, prompt_tokens: usize, reused_tokens: u64) -> Self {
         Self {
             answers: 1,

@@ -100,10 +100,13 @@ fn decode_seconds(samples: &[Sample]) -> f64 {
     samples.iter().map(|sample| sample.decode_seconds).sum()
 }
 
-/// Returns the modes that are compared for a drafter of this kind, in the order of the report.
-pub fn modes(kind: DrafterKind) -> Vec<ModeChoice> {
+/// Returns the modes that are compared for a drafter of this kind, or for drafts without a drafter, in the order of the
+/// report.
+pub fn modes(kind: Option<DrafterKind>) -> Vec<ModeChoice> {
     let mut modes = vec![ModeChoice::Ar, ModeChoice::Parallel, ModeChoice::Sequential, ModeChoice::Auto];
-    modes.retain(|&mode| mode != ModeChoice::Parallel || kind.drafts_while_verifying());
+    modes.retain(|&mode| {
+        mode != ModeChoice::Parallel || kind.is_some_and(DrafterKind::drafts_while_verifying)
+    });
     modes
 }
 

@@ -50,6 +50,8 @@ pub struct Job<'a> {
     pub stop_ids: Vec<u32>,
     pub processors: LogitProcessors,
     pub text: TextOptions,
+    /// Whether drafts are looked up in the text.
+    pub looks_up: bool,
     pub seeds: Seeds,
     /// Maximum number of samples per step.
     pub batch: usize,
@@ -69,10 +71,10 @@ impl Job<'_> {
     }
 
     fn request(&self, seed: u64) -> Request {
-        let Self { args, prompt_ids, stop_ids, processors, .. } = self;
-        let processors = processors.clone();
+        let Self { args, prompt_ids, stop_ids, processors, looks_up, .. } = self;
+        let (processors, prompt) = (processors.clone(), prompt_ids.clone());
         let request =
-            request::request(&args.decoding, &args.sampling, processors, prompt_ids.clone(), stop_ids, seed);
+            request::request(&args.decoding, &args.sampling, processors, prompt, stop_ids, seed, *looks_up);
         Request { logprobs: args.logprobs, ..request }
     }
 }

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions};
+use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 
@@ -129,9 +129,12 @@ impl<'a, D: Device> Session<'a, D> {
         let label = label(&device);
         let model = weights.on_device(device)?;
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
-        let block_size = drafter.map_or(1, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
+        let looks_up = pair.looks_up();
+        let without_drafter = if looks_up { 1 + PromptLookup::default().tokens } else { 1 };
+        let block_size =
+            drafter.map_or(without_drafter, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
         let block_size = block_size.min(MAX_BLOCK_SIZE);
-        let plain = mode == ModeChoice::Auto && drafter.is_none();
+        let plain = mode == ModeChoice::Auto && drafter.is_none() && !looks_up;
         let mode = if plain { ModeChoice::Ar } else { mode };
         let config = &weights.target.config;
         let batch = seeds.count().min(EngineOptions::default().max_batch);
@@ -145,6 +148,7 @@ impl<'a, D: Device> Session<'a, D> {
                 batch,
             ),
             prefix_cache: !args.decoding.no_prefix_cache,
+            proposers: looks_up,
             ..EngineOptions::default()
         };
         let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { config.eos_ids.clone() };
@@ -155,11 +159,12 @@ impl<'a, D: Device> Session<'a, D> {
             layers: config.layers,
             tail_layers: drafter.map_or(0, |drafter| drafter.tail_layers),
             block_size,
+            looks_up,
             weight_bytes: weights.bytes_a_token(),
         };
         let mut engine = Engine::new(model, mode.policy(), options)?;
         let processors = args.sampling.processors.processors(config.vocab_size)?;
-        let job = Job { args, prompt_ids, stop_ids, processors, text, seeds, batch };
+        let job = Job { args, prompt_ids, stop_ids, processors, text, looks_up, seeds, batch };
         job.check(&mut engine)?;
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
@@ -209,8 +214,10 @@ impl<'a, D: Device> Session<'a, D> {
     fn measure(&mut self, samples: Vec<Sample>) -> Result<Vec<Measured>> {
         let shown = self.mode;
         let mut shown_samples = Some(samples);
-        let kind = self.engine.model().drafter_kind().filter(|_| self.compares());
-        let modes = kind.map_or(vec![shown], compare::modes);
+        let modes = match self.compares() {
+            true => compare::modes(self.engine.model().drafter_kind()),
+            false => vec![shown],
+        };
         let mut measured = Vec::new();
         for mode in modes {
             self.progress.comparing(mode.name());
@@ -229,7 +236,7 @@ impl<'a, D: Device> Session<'a, D> {
 
     fn compares(&self) -> bool {
         let args = self.job.args;
-        !args.no_compare && self.facts.tail_layers > 0 && args.decoding.max_new_tokens > 0
+        !args.no_compare && self.facts.drafts() && args.decoding.max_new_tokens > 0
     }
 
     fn collect(&mut self, mode: ModeChoice) -> Result<Vec<Sample>> {
@@ -247,7 +254,7 @@ impl<'a, D: Device> Session<'a, D> {
                 ar.and_then(|ar| measured.iter().find_map(|other| compare::first_difference(ar, other)));
             return Verdict::Labelled { label, difference };
         }
-        if self.facts.tail_layers == 0 {
+        if !self.facts.drafts() {
             return Verdict::NoDrafter;
         }
         let ar = measured.iter().find(|measured| measured.name == ModeChoice::Ar.name());

@@ -24,8 +24,17 @@ pub struct Facts {
     pub tail_layers: usize,
     /// Number of slots in a drafted block, as the requests set it.
     pub block_size: usize,
+    /// Whether drafts are looked up in the text, without a drafter.
+    pub looks_up: bool,
     /// Bytes of weights that plain decoding reads per token.
     pub weight_bytes: usize,
+}
+
+impl Facts {
+    /// Returns whether anything drafts.
+    pub fn drafts(&self) -> bool {
+        self.tail_layers > 0 || self.looks_up
+    }
 }
 
 /// The result of comparing the output of every mode with plain decoding (`ar`).
@@ -155,6 +164,16 @@ fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
             mask_rows(parallel),
             duration(parallel)?,
         ),
+        None if facts.looks_up => format!(
+            "On this machine `sequential` decodes at {:.2} times the speed of `ar`. A step of `ar` computes 1 row. A \
+             step of `sequential` computes {:.1} rows, and takes {:.1} times as long: the lookup itself computes \
+             nothing. It is faster than `ar` if this factor is below its acceptance length, which depends on how much \
+             the text repeats itself. More rows are nearly free only if reading the weights limits a pass, as on a GPU \
+             at small batches.",
+            speed(sequential)?,
+            sequential.candidate_rows(),
+            duration(sequential)?,
+        ),
         None => format!(
             "On this machine `sequential` decodes at {:.2} times the speed of `ar`. A step of `ar` computes 1 row. A \
              step of `sequential` computes {:.1} rows, and {:.1} mask rows in {} of the {} layers, and takes {:.1} \
@@ -219,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_broken_promise_is_loud() {
-        let facts = Facts { layers: 4, tail_layers: 2, block_size: 8, weight_bytes: 0 };
+        let facts = Facts { layers: 4, tail_layers: 2, block_size: 8, looks_up: false, weight_bytes: 0 };
         let modes = [Measured::new("ar", vec![Sample::new(0, 0)])];
         let said = |verdict| report(&facts, "ar", &[], &modes, &verdict);
         assert!(said(Verdict::Broken("here".into())).contains("NOT LOSSLESS: here."));

@@ -70,7 +70,8 @@ fn answers_see_the_history_until_it_is_reset() {
 /// Returns the numbers of prompt tokens, and of those that came from the cache, in each line of `/stats` about the last
 /// answer.
 fn prompt_tokens(stderr: &str) -> Vec<(usize, usize)> {
-    let lines = stderr.lines().filter_map(|line| line.strip_prefix("last answer: ")?.split_once("tokens/s; "));
+    let lines =
+        stderr.lines().filter_map(|line| line.strip_prefix("last answer: ")?.split_once("tokens/s; "));
     let number = |text: &str| text.split(' ').next().unwrap().parse().unwrap();
     lines.map(|(_, prompt)| (number(prompt), number(prompt.split_once(" s, ").unwrap().1))).collect()
 }

@@ -8,6 +8,7 @@ mod hub;
 mod hub_server;
 mod json_lines;
 mod loading;
+mod lookup;
 mod orthrus;
 mod prompting;
 #[cfg(target_os = "linux")]

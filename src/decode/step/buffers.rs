@@ -39,7 +39,7 @@ impl<D: Device> StepBuffers<D> {
     ) -> Result<(), DeviceError> {
         let Some(draft) = &mut sequence.draft else { return Ok(()) };
         let Some(DrawnFrom::LastStep { first_row, first_draw }) = draft.logits else { return Ok(()) };
-        let drawn_from = DraftLogits { logits: &self.last_drafts, first_row, first_draw };
+        let drawn_from = DraftLogits { logits: &self.last_drafts, first_row, first_draw, is_warped: false };
         let mut kept = model.new_logits();
         model.device().copy_draft(drawn_from, draft.tokens.len(), &mut kept)?;
         draft.logits = Some(DrawnFrom::Own(kept));

@@ -1,12 +1,11 @@
 //! Drafting of the next blocks, after the verification.
 
 use super::groups::{Drafting, Draw};
-use super::hooks;
 use super::joint::Step;
 use super::layout::{DraftingLayout, draft_rows, draft_tables};
 use super::outcome::DrawnTokens;
-use crate::decode::error::DecodeError;
-use crate::decode::sequence::{DrawnFrom, PendingDraft, Sequence};
+use super::proposing;
+use crate::decode::sequence::{DrawnFrom, PendingDraft};
 use crate::device::{Device, DeviceError, DraftToken, SequenceVerdict, Verification};
 
 /// A step whose candidates were verified.
@@ -45,6 +44,9 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
             let drafting = self.draft_pass(&missed)?;
             let found = self.verification.read()?;
             self.keep(&drafting, found.drafts, &mut drawn);
+        }
+        for draw in &self.step.layout.draws {
+            proposing::propose(&self.step, *draw, &mut drawn[draw.plan])?;
         }
         Ok(drawn)
     }
@@ -154,48 +156,21 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         drafts: Vec<Vec<DraftToken>>,
         drawn: &mut [DrawnTokens<D::Buffer>],
     ) {
-        let vocab_size = self.step.model.config().vocab_size;
         for (groups, slots) in drafting.iter().zip(drafts) {
-            let DrawnTokens { verdict, draft, failure, .. } = &mut drawn[groups.draw.plan];
+            let DrawnTokens { verdict, draft, .. } = &mut drawn[groups.draw.plan];
             let Some(verdict) = *verdict else { continue };
             if !groups.has(verdict.accepted) || !self.wants_draft(groups.draw, verdict) {
                 continue;
             }
             let sequence = &self.step.sequences[self.step.plans[groups.draw.plan].sequence];
-            let mut tokens: Vec<u32> = slots.iter().map(|slot| slot.token).collect();
+            let tokens: Vec<u32> = slots.iter().map(|slot| slot.token).collect();
             let confidence: Vec<f32> = slots.iter().map(|slot| slot.confidence).collect();
-            let proposed = match propose(sequence, verdict, vocab_size, &mut tokens) {
-                Ok(proposed) => proposed,
-                Err(error) => {
-                    *failure = Some(error);
-                    continue;
-                }
-            };
-            let compared = sequence.compares_distributions() && !proposed;
             let first_row = groups.logits_row(verdict.accepted, tokens.len());
-            let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw: groups.first_draw });
+            let first_draw = groups.first_draw;
+            let compared = sequence.compares_distributions();
+            let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw });
             let verify_len = sequence.request.confidence.verify_len(&confidence);
             *draft = Some(PendingDraft { tokens, confidence, logits, verify_len });
         }
     }
-}
-
-/// Lets the request's proposer replace the drafter's tokens. Returns whether it did.
-fn propose<B>(
-    sequence: &Sequence<B>,
-    verdict: SequenceVerdict,
-    vocab_size: usize,
-    tokens: &mut Vec<u32>,
-) -> Result<bool, DecodeError> {
-    let committed = sequence.committed(verdict);
-    let mut callbacks = sequence.callbacks.borrow_mut();
-    let Some(proposer) = callbacks.proposer.as_mut() else { return Ok(false) };
-    let prefix = [&sequence.tokens[..], &committed].concat();
-    let mut proposal = tokens.clone();
-    let proposed = hooks::propose(&mut **proposer, &prefix, &mut proposal)?
-        && proposal.iter().all(|&token| (token as usize) < vocab_size);
-    if proposed {
-        *tokens = proposal;
-    }
-    Ok(proposed)
 }

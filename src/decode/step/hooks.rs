@@ -4,7 +4,8 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::decode::error::DecodeError;
-use crate::decode::request::{HookError, LogitsHook, Proposer};
+use crate::decode::hook::{HookError, LogitsHook};
+use crate::decode::proposal::{Proposal, Proposer};
 use crate::logits::LogitsFault;
 
 /// A row of logits at which a request's hook failed. The row has a fault, which the verification finds.
@@ -35,14 +36,14 @@ pub(super) fn edit(hook: &mut dyn LogitsHook, prefix: &[u32], logits: &mut [f32]
     Some(DecodeError::Hook { hook: "logits hook", position: prefix.len(), reason })
 }
 
-/// Lets `proposer` replace the draft tokens after `prefix`. Returns whether it replaced them.
+/// Lets `proposer` propose the tokens after `prefix`.
 pub(super) fn propose(
     proposer: &mut dyn Proposer,
     prefix: &[u32],
-    draft: &mut [u32],
-) -> Result<bool, DecodeError> {
+    proposal: &mut Proposal<'_>,
+) -> Result<(), DecodeError> {
     let failed = |reason| DecodeError::Hook { hook: "proposer", position: prefix.len(), reason };
-    guarded(|| proposer.propose(prefix, draft)).map_err(failed)
+    guarded(|| proposer.propose(prefix, proposal)).map_err(failed)
 }
 
 /// Calls a hook. The error says why the hook failed: its own error, or its panic.

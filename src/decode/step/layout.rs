@@ -140,9 +140,14 @@ impl<'a> StepLayout<'a> {
                 draft: draft.map_or(&[], |draft| &draft.tokens[..plan.verify_len]),
                 draft_logits: draft.and_then(|draft| draft.logits.as_ref()).map(|from| match from {
                     &DrawnFrom::LastStep { first_row, first_draw } => {
-                        DraftLogits { logits: last_drafts, first_row, first_draw }
+                        DraftLogits { logits: last_drafts, first_row, first_draw, is_warped: false }
                     }
-                    DrawnFrom::Own(logits) => DraftLogits { logits, first_row: 0, first_draw: 0 },
+                    DrawnFrom::Own(logits) => {
+                        DraftLogits { logits, first_row: 0, first_draw: 0, is_warped: false }
+                    }
+                    DrawnFrom::Proposed(logits) => {
+                        DraftLogits { logits, first_row: 0, first_draw: 0, is_warped: true }
+                    }
                 }),
                 edits: (!edits.is_empty()).then_some(edits),
                 sampling: &sequence.request.sampling,

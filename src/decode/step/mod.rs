@@ -11,6 +11,7 @@ mod joint;
 mod layout;
 mod outcome;
 mod plan;
+mod proposing;
 
 use drafting::VerifiedStep;
 use joint::Step;

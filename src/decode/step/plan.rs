@@ -16,6 +16,8 @@ pub(in crate::decode) struct SequencePlan {
     pub(in crate::decode) groups: Vec<usize>,
     /// Whether the next block is drafted.
     pub(in crate::decode) draft: bool,
+    /// Whether the request's proposer may propose the next block.
+    pub(in crate::decode) propose: bool,
 }
 
 impl SequencePlan {
@@ -44,7 +46,7 @@ impl SequencePlan {
 
     /// Returns the mode that the step has for this sequence.
     pub(in crate::decode) fn mode(&self) -> StepMode {
-        match (self.draft, self.groups.len()) {
+        match (self.draft || self.propose, self.groups.len()) {
             (false, 0) if self.verify_len == 0 => StepMode::Autoregressive,
             (_, 0) => StepMode::Sequential,
             (_, groups) if groups == self.verify_len + 1 => StepMode::Parallel,
@@ -55,9 +57,17 @@ impl SequencePlan {
     /// Returns whether `sequence` needs a draft after `verdict`. A request that ends with this step needs one
     /// only to complete its record, and after a fault there is no record.
     pub(super) fn wants_draft<B>(&self, sequence: &Sequence<B>, verdict: SequenceVerdict) -> bool {
-        self.draft
-            && verdict.fault.is_none()
-            && sequence.block_size > 1
-            && (sequence.request.record || sequence.cut(&mut sequence.committed(verdict)).is_none())
+        self.draft && sequence.block_size > 1 && Self::continues(sequence, verdict)
+    }
+
+    /// Returns whether the request's proposer is asked for the next block after `verdict`.
+    pub(super) fn wants_proposal<B>(&self, sequence: &Sequence<B>, verdict: SequenceVerdict) -> bool {
+        self.propose && Self::continues(sequence, verdict)
+    }
+
+    /// Returns whether a block after `verdict` is of use.
+    fn continues<B>(sequence: &Sequence<B>, verdict: SequenceVerdict) -> bool {
+        let goes_on = || sequence.cut(&mut sequence.committed(verdict)).is_none();
+        verdict.fault.is_none() && (sequence.request.record || goes_on())
     }
 }

@@ -298,6 +298,15 @@ impl Device for Cpu {
         elementwise::edit_row(logits, row, edit)
     }
 
+    fn upload_draft(&self, scores: &[Vec<f32>], out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        out.resize(scores.len())?;
+        for (row, scores) in scores.iter().enumerate() {
+            check::shape("upload_draft", "a row of scores", &[out.cols()], &[scores.len()])?;
+            elementwise::edit_row(out, row, &mut |to| to.copy_from_slice(scores))?;
+        }
+        Ok(())
+    }
+
     fn chains_drafts(&self) -> bool {
         true
     }

@@ -98,7 +98,8 @@ mod tests {
         draft: &'a [u32],
         draft_logits: Option<&'a CpuBuffer>,
     ) -> VerifyRows<'a, CpuBuffer> {
-        let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0, first_draw: 0 });
+        let draft_logits =
+            draft_logits.map(|logits| DraftLogits { logits, first_row: 0, first_draw: 0, is_warped: false });
         VerifyRows {
             first_row,
             draft,

@@ -8,7 +8,7 @@ use super::pool::Pool;
 use super::rows::{ArgMax, WORK};
 use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
-use crate::device::{DeviceError, SequenceVerdict, VerifyRows};
+use crate::device::{DeviceError, DraftLogits, SequenceVerdict, VerifyRows};
 use crate::logits::LogitsFault;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{draw, draw_weighted, softmax, warp};
@@ -97,14 +97,18 @@ impl WarpedRows<'_> {
     }
 }
 
-impl Rows for WarpedRows<'_> {
+impl<'a> Rows for WarpedRows<'a> {
     fn target(&mut self, i: usize) -> Vec<f64> {
         softmax(&warp(&self.target_logits(i), self.request.sampling))
     }
 
     fn draft(&mut self, j: usize) -> Vec<f64> {
-        match self.request.draft_logits.and_then(|draft| draft.logits.row(draft.first_row + j - 1)) {
-            Some(row) => softmax(&warp(row, self.request.sampling)),
+        let row = |draft: DraftLogits<'a, CpuBuffer>| {
+            Some((draft.logits.row(draft.first_row + j - 1)?, draft.is_warped))
+        };
+        match self.request.draft_logits.and_then(row) {
+            Some((scores, true)) => softmax(scores),
+            Some((logits, false)) => softmax(&warp(logits, self.request.sampling)),
             None => {
                 let mut point_mass = vec![0.0; self.logits.cols()];
                 let token = self.request.draft.get(j - 1).map(|&token| token as usize);

@@ -238,7 +238,7 @@ pub(super) fn gather<R: Runtime>(
 /// statistics of their draws.
 pub(super) fn copy_draft<R: Runtime>(
     context: &Context<R>,
-    DraftLogits { logits, first_row, first_draw }: DraftLogits<'_, GpuBuffer<R>>,
+    DraftLogits { logits, first_row, first_draw, .. }: DraftLogits<'_, GpuBuffer<R>>,
     rows: usize,
     to: &mut GpuBuffer<R>,
 ) -> Result<(), DeviceError> {

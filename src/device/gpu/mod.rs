@@ -317,6 +317,10 @@ impl<P: Products> Device for Gpu<P> {
         elementwise::copy_draft(&self.context, draft, rows, out)
     }
 
+    fn upload_draft(&self, scores: &[Vec<f32>], out: &mut BufferOf<P>) -> Result<(), DeviceError> {
+        sampling::upload_draft(&self.context, scores, out)
+    }
+
     fn verify<'a>(
         &'a self,
         tables: TablesOf<'a, P>,

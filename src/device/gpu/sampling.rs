@@ -172,6 +172,45 @@ pub(super) fn sample<R: Runtime>(
     Ok(context.kernels.sample(&context.stream, args)?)
 }
 
+/// Writes the warped scores of a proposal to the first rows of `out`, and computes the statistics of these rows.
+pub(super) fn upload_draft<R: Runtime>(
+    context: &Context<R>,
+    scores: &[Vec<f32>],
+    out: &mut GpuBuffer<R>,
+) -> Result<(), DeviceError> {
+    const OPERATION: &str = "upload_draft";
+    out.forget_draws_from(0);
+    out.resize(context.queue(), scores.len())?;
+    let (rows, vocab, stride) = (scores.len(), out.cols(), out.stride());
+    if rows == 0 || vocab == 0 {
+        return Ok(());
+    }
+    let mut host = vec![0.0; rows * stride];
+    for (row, scores) in host.chunks_exact_mut(stride).zip(scores) {
+        expect(OPERATION, "a row of scores", vec![vocab], vec![scores.len()])?;
+        row[..vocab].copy_from_slice(scores);
+    }
+    let (runtime, stream) = context.queue();
+    let mut tables = StagedTables::<R>::default();
+    let samplings = tables.push(&vec![row_sampling(OPERATION, &SamplingParams::WHOLE, None)?; rows]);
+    tables.upload(context.queue(), &mut context.scratch().staging)?;
+    let (values, draws) = out.logits_and_draws_mut(OPERATION)?;
+    runtime.upload(stream, &host, values, 0)?;
+    let rows_to_sample = SampledRowRange {
+        vocab,
+        stride,
+        logits: LogitRows::Read(context.input(values, 0..rows * stride)?),
+        logit_index: None,
+        starts: None,
+        calibration: None,
+    };
+    let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
+    let stats = context.output(draws, 0..rows * STATS_WORDS)?.cast().ok_or(overflow)?;
+    sample(context, rows_to_sample, tables.view(context.queue(), &samplings)?, stats)?;
+    out.set_drawn(rows, rows);
+    Ok(())
+}
+
 /// Corrects the selected rows of `logits`, if there is a calibrator, and samples one token from each row.
 pub(super) fn draft<P: Products>(
     linears: Linears<'_, P>,

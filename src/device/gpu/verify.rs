@@ -175,7 +175,7 @@ pub(super) fn verify<R: Runtime>(
     logits.expect_rows(OPERATION, "logits", vocab, rows)?;
     let drafts = DraftBuffers::of(sequences);
     for sequence in sequences {
-        let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
+        let Some(DraftLogits { logits, first_row, first_draw, .. }) = compared(sequence) else { continue };
         let drafted = sequence.draft.len();
         logits.expect_rows(OPERATION, "draft_logits", vocab, first_row.saturating_add(drafted))?;
         logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
@@ -276,7 +276,7 @@ fn copy_drafts<R: Runtime>(
     let (runtime, stream) = context.queue();
     let mut first = 0;
     for sequence in sequences {
-        let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
+        let Some(DraftLogits { logits, first_row, first_draw, .. }) = compared(sequence) else { continue };
         let Values::Logits { draws, .. } = &logits.values else { continue };
         let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
         runtime.copy(stream, logits.logits(OPERATION)?, logits.elements(&rows), to, first * stride)?;

@@ -156,6 +156,10 @@ impl Device for Altered {
         self.cpu.begin(tables, cache)
     }
 
+    fn upload_draft(&self, scores: &[Vec<f32>], out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.upload_draft(scores, out)
+    }
+
     fn chains_drafts(&self) -> bool {
         self.cpu.chains_drafts()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use flexdraft::decode::{Engine, Finish, HookError, Mode, Proposer, Request};
+use flexdraft::decode::{Engine, Finish, HookError, Mode, Proposal, Proposer, Request};
 use flexdraft::device::Device;
 
 use super::decoding::{Decoding, Run};
@@ -114,9 +114,10 @@ fn decode<D: Device>(
     }
 }
 
-/// A draft hook that keeps the drafter's own tokens.
-fn keep(_: &[u32], _: &mut [u32]) -> Result<bool, HookError> {
-    Ok(true)
+/// A proposer of the drafter's own tokens, which then count as certain.
+fn keep(_: &[u32], proposal: &mut Proposal<'_>) -> Result<(), HookError> {
+    proposal.keep_draft();
+    Ok(())
 }
 
 fn compare(prompt: usize, drafted: &[u32], plain: &[u32]) -> Result<()> {

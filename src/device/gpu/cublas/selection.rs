@@ -37,7 +37,7 @@ struct Candidate {
 /// row counts, starting with the first bucket; or a single candidate, and every product is padded to the
 /// largest row count of the candidate's bucket.
 #[derive(Clone, Debug, PartialEq)]
-enum Proposal {
+enum ProposedSchedule {
     Buckets(Vec<usize>),
     Padded(usize),
 }
@@ -79,15 +79,15 @@ pub(super) fn choose<T: ProductTrial>(
     let (mut entries, classes) = entries(trial, buckets, kept)?;
     while let Some(proposal) = cheapest(&entries, buckets, kept) {
         let refused = match &proposal {
-            Proposal::Buckets(set) => verify_set(trial, &mut entries, set, &classes)?,
-            Proposal::Padded(index) => {
+            ProposedSchedule::Buckets(set) => verify_set(trial, &mut entries, set, &classes)?,
+            ProposedSchedule::Padded(index) => {
                 (!verify_padded(trial, entries.get(*index), &classes)?).then_some(*index)
             }
         };
         match (refused.and_then(|index| entries.get_mut(index)), &proposal) {
             (None, _) => return Ok(Some(schedule(&entries, &proposal))),
-            (Some(entry), Proposal::Buckets(_)) => entry.refused = true,
-            (Some(entry), Proposal::Padded(_)) => entry.padded_refused = true,
+            (Some(entry), ProposedSchedule::Buckets(_)) => entry.refused = true,
+            (Some(entry), ProposedSchedule::Padded(_)) => entry.padded_refused = true,
         }
     }
     Ok(None)
@@ -169,19 +169,19 @@ pub(super) fn survey<T: ProductTrial>(
 }
 
 /// Returns the cheapest proposal that has not been refused.
-fn cheapest(entries: &[Candidate], buckets: usize, kept: &[Timed]) -> Option<Proposal> {
+fn cheapest(entries: &[Candidate], buckets: usize, kept: &[Timed]) -> Option<ProposedSchedule> {
     let classes = entries.iter().map(|entry| entry.class + 1).max().unwrap_or(0);
     let sets = (0..classes).filter_map(|class| {
         let set = fastest_of_class(entries, class, buckets);
-        (!set.is_empty() && set.len() >= kept.len()).then_some(Proposal::Buckets(set))
+        (!set.is_empty() && set.len() >= kept.len()).then_some(ProposedSchedule::Buckets(set))
     });
     let padded = entries.iter().enumerate().filter(|(_, entry)| {
         // The bits of the class were computed at the bucket's largest row count.
         let may_pad = entry.bucket > 0 && *buckets::rows_of(entry.bucket).end() < MOST_SEEN;
         kept.is_empty() && may_pad && !entry.padded_refused
     });
-    let padded = padded.map(|(index, _)| Proposal::Padded(index));
-    let mut best: Option<(Cost, Proposal)> = None;
+    let padded = padded.map(|(index, _)| ProposedSchedule::Padded(index));
+    let mut best: Option<(Cost, ProposedSchedule)> = None;
     for proposal in sets.chain(padded) {
         let cost = cost(entries, &proposal, buckets);
         if best.as_ref().is_none_or(|(least, _)| cost.is_below(least)) {
@@ -209,7 +209,7 @@ fn mean([first, last]: [f32; 2]) -> f32 {
     (first + last) / 2.0
 }
 
-fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
+fn cost(entries: &[Candidate], proposal: &ProposedSchedule, buckets: usize) -> Cost {
     let mut cost = Cost { in_parts: true, untimed: 0, seconds: 0.0 };
     // A bucket without an algorithm of its own counts as one product of the bucket's largest timed row count,
     // computed in parts.
@@ -218,7 +218,7 @@ fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
         cost.add(entry.seconds.map(|[_, seconds]| seconds * last.div_ceil(rows) as f32));
     };
     match proposal {
-        Proposal::Buckets(set) => {
+        ProposedSchedule::Buckets(set) => {
             cost.in_parts = set.len() < buckets;
             let of_set = |index: &usize| entries.get(*index);
             set.iter().filter_map(of_set).for_each(|entry| cost.add(entry.seconds.map(mean)));
@@ -227,7 +227,7 @@ fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
                 (set.len()..buckets).for_each(|bucket| in_parts(&mut cost, bucket, last, rows));
             }
         }
-        Proposal::Padded(index) => {
+        ProposedSchedule::Padded(index) => {
             if let Some(entry) = entries.get(*index) {
                 let rows = *buckets::rows_of(entry.bucket).end();
                 (0..buckets).for_each(|bucket| in_parts(&mut cost, bucket, entry, rows));
@@ -237,14 +237,14 @@ fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
     cost
 }
 
-fn schedule(entries: &[Candidate], proposal: &Proposal) -> Schedule {
+fn schedule(entries: &[Candidate], proposal: &ProposedSchedule) -> Schedule {
     match proposal {
-        Proposal::Buckets(set) => {
+        ProposedSchedule::Buckets(set) => {
             let entries = set.iter().filter_map(|&index| entries.get(index));
             let timed = |entry: &Candidate| Timed { algorithm: entry.algorithm, seconds: entry.seconds };
             Schedule::Buckets(entries.map(timed).collect())
         }
-        Proposal::Padded(index) => match entries.get(*index) {
+        ProposedSchedule::Padded(index) => match entries.get(*index) {
             Some(entry) => Schedule::Padded {
                 algorithm: entry.algorithm,
                 rows: *buckets::rows_of(entry.bucket).end(),
