@@ -13,8 +13,8 @@ mod nvcc;
 mod simt;
 
 /// The directories of `cuda` that contain kernels, each in a file with the directory's name.
-const FAMILIES: [&str; 7] =
-    ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"];
+const FAMILIES: [&str; 8] =
+    ["attention", "sampling", "acceptance", "chain", "embedding", "norm", "activation", "rope"];
 
 /// The directory with kernels of single instructions, which compare the SIMT emulator's models of instructions with a
 /// GPU; only in test builds.

@@ -40,7 +40,7 @@ CUDA = pathlib.Path(__file__).resolve().parent
 SHAPES = CUDA.parent / "src" / "kernels" / "params" / "shapes.rs"
 # The committed tables, written by an earlier run of this script.
 COMMITTED = CUDA.parent / "benches" / "results" / "device_code.md"
-FAMILIES = ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"]
+FAMILIES = ["attention", "sampling", "acceptance", "chain", "embedding", "norm", "activation", "rope"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
 # The kernels of a family that compute matrix products, and the instructions that their machine code must contain.

@@ -8,7 +8,8 @@ use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
@@ -82,7 +83,10 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             tokens: stream.view(&tokens),
             target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
             target_partials: None,
-            draft: Some(SampledRows { logits: stream.view(&draft), stats: stream.view(&draft_stats) }),
+            draft: Some(DraftDistributions::Logits(SampledRows {
+                logits: stream.view(&draft),
+                stats: stream.view(&draft_stats),
+            })),
             workspace: stream.view_mut(&mut workspace),
             arrived: stream.view_mut(&mut arrived),
             verdicts: stream.view_mut(&mut verdicts),

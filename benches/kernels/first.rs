@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::cases::Case;
 use crate::cases::acceptance::Acceptance;
 use crate::cases::attention::Attention;
+use crate::cases::chain::Chain;
 use crate::cases::glue::{Append, Elementwise};
 use crate::cases::sampling::{Sampling, Stored};
 use crate::cases::selection::{Rotations, Selection};
@@ -91,7 +92,10 @@ fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     let vocab = 1500;
     let sampling = |rows, rank, truncated| Sampling { rows, vocab, rank, truncated, logits };
     let acceptance = |rule| Acceptance { batch: 2, drafts: 3, vocab, rule, logits };
+    let chain = |kernel, size| Chain { kernel, batch: 2, slots: 5, count: 7, size, stored: PhantomData::<L> };
     vec![
+        once(format!("choice of a chain's ids, {name}"), chain("chain_choose", vocab)),
+        once(format!("scores of a chain, {name}"), chain("chain_score", 40)),
         once(format!("sampling, {name}"), sampling(3, 0, true)),
         once(format!("calibrated sampling of few rows, {name}"), sampling(3, 64, false)),
         once(format!("calibrated sampling of many rows, {name}"), sampling(65, 64, false)),
@@ -113,6 +117,11 @@ fn planned<R: Waits>() -> Vec<Planned<R>> {
     for kernel in ["select_drafts", "follow_verdicts"] {
         all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
     }
+    let stored = PhantomData::<f32>;
+    all.push(once(
+        "chain_walk",
+        Chain { kernel: "chain_walk", batch: 2, slots: 16, count: 16, size: 0, stored },
+    ));
     for head_dim in [64, 128] {
         // These limits are the shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each makes
         // other attention kernels the best choice.

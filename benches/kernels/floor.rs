@@ -204,6 +204,30 @@ pub fn follow_verdicts(batch: u64) -> Floor {
     Floor { read: batch * (3 * F32 + verdict), written: batch * F32, flops: 0 }
 }
 
+/// Returns the floor of choosing `count` ids in each of `rows` rows of `vocab` logits of `logit_bytes` each: the largest
+/// logit of every chunk of 1024 ids, and the logits of as many chunks as ids are chosen.
+pub fn chain_choose(rows: u64, vocab: u64, logit_bytes: u64, count: u64) -> Floor {
+    let chunks = vocab.div_ceil(1024);
+    let read = chunks * F32 + (count.min(chunks) * 1024).min(vocab) * logit_bytes;
+    Floor { read: rows * read, written: rows * count * 2 * F32, flops: 0 }
+}
+
+/// Returns the floor of the scores of all pairs of neighbouring tokens, for `batch` drafts with `rows` rows together: the
+/// factors of every token before a row and of every scored id, of `rank` elements each, and the scores. No row is scored
+/// after the ids of a draft's last row.
+pub fn chain_score(batch: u64, rows: u64, rank: u64, after_bytes: u64, count: u64) -> Floor {
+    let before = batch + (rows - batch) * count;
+    let read = rank * (before * F32 + rows * count * after_bytes) + rows * F32;
+    Floor { read, written: before * count * F32, flops: 0 }
+}
+
+/// Returns the floor of walking through `batch` drafts with `rows` rows together: each row has its `count` ids and their
+/// logits, which the chained logits replace, one line of its table of scores, and its sampling parameters and statistics.
+pub fn chain_walk(batch: u64, rows: u64, count: u64) -> Floor {
+    let read = batch * DRAFT + rows * (ROW_SAMPLING + 3 * count * F32);
+    Floor { read, written: rows * (ROW_STATS + count * F32), flops: 0 }
+}
+
 /// Returns the floor of looking up rows of a table, `[rows, cols]`, by id: an embedding, or a gather.
 pub fn embed(rows: u64, cols: u64) -> Floor {
     Floor { read: rows * (cols * BF16 + F32), written: rows * cols * BF16, flops: 0 }

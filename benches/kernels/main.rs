@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use cases::acceptance::Acceptance;
 use cases::attention::Attention;
+use cases::chain::Chain;
 use cases::glue::{Append, Elementwise};
 use cases::sampling::Sampling;
 use cases::selection::{Rotations, Selection};
@@ -136,6 +137,9 @@ impl Bench {
         self.family(criterion, "acceptance", &Acceptance::all(), &mut acceptance)?;
         self.family(criterion, "acceptance", &Acceptance::of_bf16(), &mut acceptance)?;
         self.family(criterion, "acceptance", &Selection::all(), &mut acceptance)?;
+        let mut chain = None;
+        self.family(criterion, "chain", &Chain::all(), &mut chain)?;
+        self.family(criterion, "chain", &Chain::of_bf16(), &mut chain)?;
         let mut glue = None;
         self.family(criterion, "glue", &Elementwise::all(), &mut glue)?;
         self.family(criterion, "glue", &Rotations::all(), &mut glue)?;

@@ -15,10 +15,10 @@
 // Registers per thread:
 //
 //   kernel                            sm_80   sm_90a
-//   accept_f32                           76       75
-//   accept_bf16                          79       75
-//   accept_block_sums_f32                54       66
-//   accept_block_sums_bf16               52       66
+//   accept_f32                           76       74
+//   accept_bf16                          76       75
+//   accept_block_sums_f32                64       64
+//   accept_block_sums_bf16               63       64
 //   select_drafts                        23       24
 //   follow_verdicts                      15       15
 #include "../common/shapes.h"
@@ -158,6 +158,7 @@ FLEXDRAFT_INLINE uint64_t draw(const Verification<Logit>& verification, Stop sto
     const Distribution<Logit> q = with_q ? verification.draft(stop.accepted + 1) : p;
     const float least = least_distance_kept(p.stats);
     const bool is_cut = p.is_cut();
+    const ChosenIds chosen = q.chosen_between(first, end);
     uint32_t dropped = 0;
     if (!WholeRow) {
         dropped = p.template dropped_chunks<chunk_blocks>(first / block_ids, verification.target_chunks(), least);
@@ -172,6 +173,7 @@ FLEXDRAFT_INLINE uint64_t draw(const Verification<Logit>& verification, Stop sto
             p.load(of_p, id);
             if (with_q) q.load(of_q, id);
         }
+        chosen.set(of_q, id);
         if (is_cut && !__any_sync(0xffffffffu, p.may_keep(of_p, least))) continue;
         const PhiloxWords words = philox(numbers, uint32_t(id) / 4);
         float weight[4];
@@ -280,6 +282,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
         const float prefix = scan.prefix[i];
         const Distribution<Logit> target = verification.target(i), draft = verification.draft(i + 1);
         const float least = least_distance_kept(target.stats);
+        const ChosenIds chosen = draft.chosen_between(first, end);
         float of_p[turns][4] = {}, of_q[turns][4] = {};
         const uint32_t dropped =
             target.template dropped_chunks<turns>(first / block_ids, verification.target_chunks(), least);
@@ -291,6 +294,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
                 target.load(of_p[turn], id);
                 draft.load(of_q[turn], id);
             }
+            chosen.set(of_q[turn], id);
         }
         float sum = 0.0f;
 #pragma unroll

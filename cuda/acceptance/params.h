@@ -53,6 +53,10 @@ struct FlexdraftAcceptParams {
     const float* target_partials;
     const void* draft; /* the drafts' logits, [draft_rows, logit_stride], of the target's type; may be null */
     const struct FlexdraftRowStats* draft_stats; /* statistics of the drafts' rows, [draft_stats_rows]; may be null */
+    /* the chosen ids of drafts with a chain, whose rows are the rows of q in place of `draft`: every other id has the logit
+     * -inf, [draft_rows, draft_count]; null without a chain */
+    const int32_t* draft_ids;
+    const float* draft_chosen; /* the chained logits of the chosen ids, [draft_rows, draft_count] */
     /* workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks] */
     float* sums;
     /* workspace: the best id of each chunk, as its value in the race and the bits of the id, [batch, chunks, 2] */
@@ -70,7 +74,7 @@ struct FlexdraftAcceptParams {
     int32_t draft_rows;
     int32_t draft_stats_rows;
     int32_t token_count;
-    int32_t unused;
+    int32_t draft_count; /* K, the number of chosen ids per row, at most 32; 0 without a chain */
 };
 
 /* A sequence whose next draft comes from slots 1 to S - 1 of the mask group that its verdict names, S being the slots
@@ -129,7 +133,7 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 32, "mirrored in Rust");
-static_assert(sizeof(FlexdraftAcceptParams) == 144, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAcceptParams) == 160, "mirrored in Rust");
 static_assert(sizeof(FlexdraftDraft) == 32, "mirrored in Rust");
 static_assert(sizeof(FlexdraftSelectParams) == 72, "mirrored in Rust");
 static_assert(sizeof(FlexdraftFollowParams) == 48, "mirrored in Rust");

@@ -6,23 +6,62 @@
 #include "../sampling/warping.cuh"
 #include "params.h"
 
-// The distribution that one row of logits stands for, or a distribution with a single possible token. It computes the
-// probability of an id as sampling did when a token was drawn.
+// The chosen ids of a chained row that lie in a range of ids: each lane of a warp has one chosen id with its logit, and
+// `within` has the bits of the lanes whose ids are in the range.
+struct ChosenIds {
+    int32_t id;
+    float logit;
+    uint32_t within;
+
+    // Sets those of the four logits from `id` on whose ids are chosen. All lanes of a warp call this together.
+    FLEXDRAFT_METHOD void set(float (&four)[4], int32_t first) const {
+        for (uint32_t left = within; left != 0u; left &= left - 1u) {
+            const int32_t lane = __ffs(int32_t(left)) - 1;
+            const int32_t place = __shfl_sync(0xffffffffu, id, lane) - first;
+            const float value = __shfl_sync(0xffffffffu, logit, lane);
+#pragma unroll
+            for (int32_t i = 0; i < 4; ++i) four[i] = place == i ? value : four[i];
+        }
+    }
+};
+
+// The distribution that one row of logits stands for, that the chosen ids of a chained row stand for, or a distribution
+// with a single possible token. It computes the probability of an id as sampling did when a token was drawn.
 template <typename Logit>
 struct Distribution {
-    const Logit* logits; // null: `point` has all of the probability
+    const Logit* logits; // null: the row has chosen ids, or `point` has all of the probability
     FlexdraftRowStats stats;
     int32_t point;
-    const float* maxima; // the largest logit of each chunk of FLEXDRAFT_CHUNK ids; may be null
+    const float* maxima = nullptr; // the largest logit of each chunk of FLEXDRAFT_CHUNK ids; may be null
+    const int32_t* ids = nullptr;  // the chosen ids of a chained row, [count]; every other id has the logit −inf
+    const float* chosen = nullptr; // the logits of the chosen ids, [count]
+    int32_t count = 0;
 
     FLEXDRAFT_METHOD float at(int32_t id) const {
-        return logits == nullptr ? of(0.0f, id) : of(load_logit(logits + id), id);
+        if (logits != nullptr) return of(load_logit(logits + id), id);
+        float logit = -infinity;
+        for (int32_t i = 0; i < count; ++i) logit = ids[i] == id ? chosen[i] : logit;
+        return of(logit, id);
+    }
+
+    // Returns the chosen ids from `first` to end − 1. All lanes of a warp call this together.
+    FLEXDRAFT_METHOD ChosenIds chosen_between(int32_t first, int32_t end) const {
+        const int32_t lane = int32_t(threadIdx.x) % 32;
+        ChosenIds own = {.id = -1, .logit = -infinity, .within = 0u};
+        if (count == 0) return own;
+        if (lane < count) own.id = ids[lane], own.logit = chosen[lane];
+        own.within = __ballot_sync(0xffffffffu, own.id >= first && own.id < end);
+        return own;
     }
 
     // Loads the logits of the ids from `id` to id + 3, where `id` is a multiple of 4. The load ends within the row's
-    // stride.
+    // stride. The logits of a chained row become −inf; ChosenIds sets the chosen logits.
     FLEXDRAFT_METHOD void load(float (&four)[4], int32_t id) const {
-        if (logits != nullptr) load_logits(four, logits + id);
+        if (logits != nullptr) {
+            load_logits(four, logits + id);
+        } else {
+            four[0] = four[1] = four[2] = four[3] = -infinity;
+        }
     }
 
     // Returns whether top-k, top-p or min-p dropped ids of this row.
@@ -51,7 +90,7 @@ struct Distribution {
 
     // Returns the probability of the token `id`, whose logit in this row is `logit`.
     FLEXDRAFT_METHOD float of(float logit, int32_t id) const {
-        if (logits == nullptr) return id == point ? 1.0f : 0.0f;
+        if (logits == nullptr && count == 0) return id == point ? 1.0f : 0.0f;
         return warped_probability(stats, logit, id);
     }
 };
@@ -87,10 +126,14 @@ struct Verification {
     }
 
     FLEXDRAFT_METHOD Distribution<Logit> draft(int32_t j) const {
-        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j), nullptr};
+        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j)};
         const int64_t row = sequence.first_draft + j - 1;
-        const int64_t stats_row = sequence.first_draft_stats + j - 1;
-        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0, nullptr};
+        const FlexdraftRowStats stats = p.draft_stats[sequence.first_draft_stats + j - 1];
+        if (p.draft_count > 0) {
+            const int64_t first = row * p.draft_count;
+            return {nullptr, stats, 0, nullptr, p.draft_ids + first, p.draft_chosen + first, p.draft_count};
+        }
+        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, stats, 0};
     }
 
     // Returns the uniform random number, a multiple of 2^-32, that decides whether draft token d_i passes.

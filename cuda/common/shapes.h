@@ -95,5 +95,11 @@ enum FlexdraftCta {
     FLEXDRAFT_ROW_THREADS = 128,  /* threads per CTA of embedding, activation and rope kernels, except rope_table */
     FLEXDRAFT_NORM_THREADS = 256, /* threads per CTA of rms_norm; decides the order of the sum of squares */
     FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* shared memory of rms_norm: a float per warp */
-    FLEXDRAFT_ROPE_THREADS = 64                              /* threads per CTA of rope_table */
+    FLEXDRAFT_ROPE_THREADS = 64,                             /* threads per CTA of rope_table */
+    FLEXDRAFT_CHOOSE_THREADS = 128,                          /* threads per CTA of chain_choose_* */
+    FLEXDRAFT_CHOOSE_SHARED = FLEXDRAFT_CHOOSE_THREADS * 8,  /* shared memory of chain_choose_*: a rank per thread */
+    FLEXDRAFT_SCORE_THREADS = 128,                           /* threads per CTA of chain_score_* */
+    FLEXDRAFT_SCORE_TILE = 4, /* rows and columns of the tile of scores that a warp of chain_score_* computes at once */
+    FLEXDRAFT_WALK_THREADS = 128,       /* threads per CTA of chain_walk */
+    FLEXDRAFT_WALK_SHARED = 63 * 32 * 4 /* shared memory of chain_walk: a float per draft token and lane of a warp */
 };

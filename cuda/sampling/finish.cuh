@@ -37,7 +37,7 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const Flexdra
     const Cut cut = find_truncation(row, sampling, s);
     stats.cut_score = score_of_key(cut.key), stats.cut_id = cut.id;
 
-    const DrawNumbers numbers = row_numbers(p, sampling);
+    const DrawNumbers numbers = row_numbers(sampling, p.starts, p.sequences);
     const bool draws = sampling.purpose_and_slot != 0u;
     uint64_t weight = 0, kept = 0;
     Winner winner = {.value = -infinity, .id = INT32_MAX, .logit = -infinity};

@@ -18,9 +18,10 @@ struct RowDraw {
     bool draws;  // whether the chunk's winner is drawn; if not, it is the largest logit's id
 };
 
-FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
+// Returns the random numbers of a row. Its position may count from one of `starts`, [sequences].
+FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftRowSampling& row, const int32_t* starts, int32_t sequences) {
     uint64_t position = row.position;
-    if (row.sequence >= 0 && row.sequence < p.sequences) position += uint64_t(int64_t(p.starts[row.sequence]));
+    if (row.sequence >= 0 && row.sequence < sequences) position += uint64_t(int64_t(starts[row.sequence]));
     return draw_numbers(row.seed, row.purpose_and_slot, position);
 }
 
@@ -31,7 +32,7 @@ FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSampleParams& p, const Flexdraf
     // If top-k, top-p or min-p truncate the row, sample_finish draws instead, because only then the ids that are kept
     // are known.
     const bool draws = inverse > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
-    return RowDraw{row_numbers(p, row), scale, draws};
+    return RowDraw{row_numbers(row, p.starts, p.sequences), scale, draws};
 }
 
 // Returns the index of the logits of row `row`; −1 for padding and for an index out of range.

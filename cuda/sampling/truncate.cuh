@@ -60,10 +60,6 @@ struct CutTarget {
     uint64_t total;
 };
 
-FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
-    return key == 0u ? 0.0f : __uint_as_float((key - 1u) | 0x80000000u);
-}
-
 // Calls visit(first, scores) with the scores of four ids at a time, first to first + 3. Together the threads visit all
 // ids of the row whose key may be below `end`; they skip chunks whose largest logit has a larger key. Ids beyond the
 // vocabulary have no score: `visit` must compare ids with the size of the vocabulary.

@@ -59,6 +59,9 @@ FLEXDRAFT_INLINE uint32_t score_key(float score) {
     const uint32_t bits = __float_as_uint(score);
     return bits == 0u ? 0u : (bits & 0x7fffffffu) + 1u;
 }
+FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
+    return key == 0u ? 0.0f : __uint_as_float((key - 1u) | 0x80000000u);
+}
 constexpr uint32_t key_end = 0x7f800002u; // one more than the key of −inf
 
 FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int32_t vocab) {

@@ -17,8 +17,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 # Test programs, each with the module whose tests run (without a module, all tests).
-tests=("emulator host" golden_vectors "kernels attention" "kernels sampling" "kernels acceptance" "kernels embedding"
-       "kernels norm" "kernels activation" "kernels rope" "kernels selection" "kernels captured_launches" "kernels faults")
+tests=("emulator host" golden_vectors "kernels attention" "kernels sampling" "kernels acceptance" "kernels chain"
+       "kernels embedding" "kernels norm" "kernels activation" "kernels rope" "kernels selection" "kernels captured_launches" "kernels faults")
 kind=full cases=64
 case ${1:-} in
   sample) kind=sample cases=8 ;;

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use flexdraft::kernels::acceptance::{Accept, MAX_COMMITTED, SampledRows};
+use flexdraft::kernels::acceptance::{Accept, DraftDistributions, MAX_COMMITTED, SampledRows};
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, Sample};
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
@@ -191,10 +191,10 @@ impl<R: Runtime> Machine for On<R> {
                     logits: views.read(args.target, targets * stride),
                     stats: views.read(args.target_stats, targets),
                 },
-                draft: Some(SampledRows {
+                draft: Some(DraftDistributions::Logits(SampledRows {
                     logits: views.read(args.draft, drawn * stride),
                     stats: views.read(args.draft_stats, drawn),
-                }),
+                })),
                 workspace: views.write(args.workspace, usize::try_from(args.workspace_len)?),
                 arrived: views.write(args.arrived, batch),
                 verdicts: views.write(args.verdicts, batch),

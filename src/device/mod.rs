@@ -131,12 +131,6 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether the device can chain the slots of a draft (Chained Calibration). Otherwise it runs only drafters
-    /// whose slots are drawn independently.
-    fn chains_drafts(&self) -> bool {
-        false
-    }
-
     /// Checks the tables of a step and lays them out on the device. Returns the pass, for the operations that use
     /// its rows, and the tables, for the verification.
     ///
@@ -488,13 +482,12 @@ pub trait DraftSelection<D: Device + ?Sized> {
     fn embed_bonus(&self, table: &D::Linear, out: &mut D::Buffer) -> Result<(), DeviceError>;
 
     /// Corrects the selected rows of `logits`, and samples the drafts from them: one token per row, draft after
-    /// draft. The logits keep the values that were sampled from, for the [verification](Device::verify) of the
-    /// drafts: after a [`Chain`], −∞ for every id that was not scored.
+    /// draft. The buffer keeps the distributions that were sampled from, for the [verification](Device::verify) of
+    /// the drafts: its rows of logits, or after a [`Chain`] the ids that were scored and their logits.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if an operand does not fit, or for a chain on a device without
-    /// [chains](Device::chains_drafts).
+    /// [`DeviceError`] if an operand does not fit.
     fn draft(
         self,
         corrections: Corrections<'_, D::Buffer, D::Linear>,

@@ -12,6 +12,7 @@
 //! drawn from p itself.
 
 use std::mem::size_of;
+use std::ptr;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -173,6 +174,29 @@ pub struct SampledRows<'a, L> {
     pub stats: View<'a, RowStats>,
 }
 
+/// The distributions of chained drafts, as [`Kernels::chain_walk`] left them: the chosen ids of each row with their
+/// logits. Every other id has the logit −∞.
+#[derive(Debug)]
+pub struct ChainedRows<'a> {
+    /// K: the number of chosen ids per row, 1 to [`MAX_CHOSEN`](super::chain::MAX_CHOSEN).
+    pub count: usize,
+    /// The chosen ids, `[rows, count]`.
+    pub ids: View<'a, i32>,
+    /// The chained logits of the chosen ids, `[rows, count]`.
+    pub chosen: View<'a, f32>,
+    /// The statistics of the rows, `[rows]`.
+    pub stats: View<'a, RowStats>,
+}
+
+/// The distributions that drafts were drawn from.
+#[derive(Debug)]
+pub enum DraftDistributions<'a, L> {
+    /// Rows of logits over the whole vocabulary.
+    Logits(SampledRows<'a, L>),
+    /// The chosen ids of drafts with a chain.
+    Chained(ChainedRows<'a>),
+}
+
 /// The operands of [`Kernels::accept`].
 #[derive(Debug)]
 pub struct Accept<'a, L> {
@@ -193,8 +217,8 @@ pub struct Accept<'a, L> {
     /// it reads every id, with the same result. The workspace of any other call gives an unspecified result within the
     /// vocabulary.
     pub target_partials: Option<View<'a, f32>>,
-    /// The rows of the drafts' logits, with their statistics, if any sequence has them.
-    pub draft: Option<SampledRows<'a, L>>,
+    /// The distributions that the drafts were drawn from, if any sequence has them.
+    pub draft: Option<DraftDistributions<'a, L>>,
     /// Workspace of at least [`accept_workspace_len`] elements; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
     /// Counters of finished CTAs, `[batch]`, zeros before the first launch. Every launch leaves zeros.
@@ -284,20 +308,28 @@ impl<R: Runtime> Kernels<R> {
         let workspace = operands.workspace("workspace", &args.workspace, needed, 8)?;
         let target_rows = args.target.stats.len();
         let target = operands.product("target", &[target_rows, args.stride])?;
-        let draft_stats_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
-        // The logits have at least one row per row of statistics.
-        let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.logits.len() / args.stride);
-        let draft_rows = draft_rows.max(draft_stats_rows);
-        let (draft, draft_stats) = match &args.draft {
-            Some(draft) => {
+        let (mut draft, mut draft_stats) = (ptr::null(), ptr::null());
+        let (mut draft_ids, mut draft_chosen, mut draft_count) = (ptr::null(), ptr::null(), 0);
+        let (mut draft_rows, mut draft_stats_rows) = (0, 0);
+        match &args.draft {
+            None => {}
+            Some(DraftDistributions::Logits(SampledRows { logits, stats })) => {
+                draft_stats_rows = stats.len();
+                // The logits have at least one row per row of statistics.
+                draft_rows = draft_stats_rows.max(logits.len() / args.stride);
                 let elements = operands.product("draft", &[draft_rows, args.stride])?;
-                (
-                    operands.read("draft", &draft.logits, elements, 16)?.cast(),
-                    operands.read("draft stats", &draft.stats, draft_stats_rows, 4)?.cast(),
-                )
+                draft = operands.read("draft", logits, elements, 16)?.cast();
+                draft_stats = operands.read("draft stats", stats, draft_stats_rows, 4)?.cast();
             }
-            None => (std::ptr::null(), std::ptr::null()),
-        };
+            Some(DraftDistributions::Chained(ChainedRows { count, ids, chosen, stats })) => {
+                operands.within(limits::chosen(*count))?;
+                (draft_rows, draft_stats_rows, draft_count) = (stats.len(), stats.len(), *count);
+                let elements = operands.product("draft ids", &[draft_rows, *count])?;
+                draft_ids = operands.read("draft ids", ids, elements, 4)?;
+                draft_chosen = operands.read("draft logits", chosen, elements, 4)?;
+                draft_stats = operands.read("draft stats", stats, draft_stats_rows, 4)?.cast();
+            }
+        }
         let partials = workspace_len(target_rows, args.vocab, false)?;
         let committed = operands.product("committed", &[batch, MAX_COMMITTED])?;
         let params = FlexdraftAcceptParams {
@@ -307,10 +339,12 @@ impl<R: Runtime> Kernels<R> {
             target_stats: operands.read("target stats", &args.target.stats, target_rows, 4)?.cast(),
             target_partials: match &args.target_partials {
                 Some(view) => operands.read("target partials", view, partials, 4)?,
-                None => std::ptr::null(),
+                None => ptr::null(),
             },
             draft,
             draft_stats,
+            draft_ids,
+            draft_chosen,
             sums: workspace,
             best: workspace.wrapping_add(batch * MAX_COMMITTED * chunks),
             arrived: operands.write("arrived", &args.arrived, batch, 4)?,
@@ -325,7 +359,7 @@ impl<R: Runtime> Kernels<R> {
             draft_rows: operands.i32("draft rows", draft_rows)?,
             draft_stats_rows: operands.i32("rows of draft statistics", draft_stats_rows)?,
             token_count: operands.i32("tokens", args.tokens.len())?,
-            unused: 0,
+            draft_count: operands.i32("chosen ids", draft_count)?,
         };
         operands.within(limits::batch(batch))?;
         let (threads, shared_bytes) = (FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_ACCEPT_SHARED);

@@ -3,6 +3,7 @@
 //! run a model.
 
 use super::params::acceptance::FLEXDRAFT_MAX_DRAFTS;
+use super::params::chain::FLEXDRAFT_CHAIN_LIMIT;
 use super::params::sampling::FLEXDRAFT_VOCAB_LIMIT;
 use super::params::shapes::{
     FLEXDRAFT_MERGE_LEVELS, FLEXDRAFT_MERGE_WARPS, FLEXDRAFT_SPAN_SPLITS, FLEXDRAFT_TILE_KEYS,
@@ -156,6 +157,28 @@ pub(super) fn count(what: &'static str, found: usize) -> Result<(), ExceededLimi
 /// Checks the number of draft tokens of a sequence.
 pub(super) fn drafts(found: usize) -> Result<(), ExceededLimit> {
     check(found <= FLEXDRAFT_MAX_DRAFTS as usize, "number of drafts", found, "0 to 63")
+}
+
+/// Checks the number K of ids that a chain scores per slot.
+pub(super) fn chosen(found: usize) -> Result<(), ExceededLimit> {
+    let fits = (1..=FLEXDRAFT_CHAIN_LIMIT as usize).contains(&found);
+    check(fits, "number of chosen ids", found, "1 to 32")
+}
+
+/// Checks that a vocabulary has as many ids as are chosen from it.
+pub(super) fn chosen_of(found: usize, vocabulary: usize) -> Result<(), ExceededLimit> {
+    check(found <= vocabulary, "number of chosen ids", found, "up to the vocabulary")
+}
+
+/// Checks the number of elements of a factor of a chain's scores.
+pub(super) fn factor(found: usize) -> Result<(), ExceededLimit> {
+    check(found > 0 && found <= i32::MAX as usize, "rank", found, "1 and above, below 2^31")
+}
+
+/// Checks the number of elements from one factor of a chain's scores to the next.
+pub(super) fn factor_stride(found: usize, rank: usize) -> Result<(), ExceededLimit> {
+    let fits = found >= rank && found.is_multiple_of(8) && i64::try_from(found).is_ok();
+    check(fits, "stride of factors", found, "multiples of 8, at least the rank")
 }
 
 /// Checks the number of slots of a mask group.

@@ -5,6 +5,7 @@
 //! | joint attention | [`joint_attention`](Kernels::joint_attention) | [`attention`] | 1, or 2 if keys are divided | softmax(q·Kᵀ/√d)·V under the joint mask (FlexDraft) |
 //! | sampling | [`sample`](Kernels::sample) | [`sampling`] | 2 | logits + W2·u + b2, warping, Gumbel-max draw |
 //! | acceptance | [`accept`](Kernels::accept) | [`acceptance`] | 1, or 2 with `block` | arXiv 2211.17192, 2302.01318, 2403.10444 |
+//! | chain | [`chain_choose`](Kernels::chain_choose), [`chain_score`](Kernels::chain_score), [`chain_walk`](Kernels::chain_walk) | [`chain`] | 1 each | Chained Calibration ([`chain`]) |
 //! | selection | [`follow_verdicts`](Kernels::follow_verdicts), [`select_drafts`](Kernels::select_drafts) | [`selection`] | 1 each | the mask group of the accepted length |
 //! | embedding | [`embed`](Kernels::embed), [`gather`](Kernels::gather) | [`embedding`] | 1 each | out\[r\] = table\[ids\[r\]\] |
 //! | norm | [`rms_norm`](Kernels::rms_norm), [`add`](Kernels::add) | [`norm`] | 1 each | arXiv 1910.07467, equation 4 |
@@ -25,6 +26,7 @@
 pub mod acceptance;
 pub mod activation;
 pub mod attention;
+pub mod chain;
 pub mod embedding;
 mod error;
 mod faults;

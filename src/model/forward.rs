@@ -235,16 +235,6 @@ impl<D: Device> Model<D> {
                 found: vec![drafter.attention.len()],
             });
         }
-        if let Some(chain) = drafter.and_then(|drafter| drafter.chain.as_ref())
-            && !device.chains_drafts()
-        {
-            return Err(DeviceError::Contract {
-                operation: "model",
-                operand: "the drafter's chain",
-                expected: "no chain: this device draws the slots of a draft independently",
-                found: format!("a chain of kind {}", chain.config.kind.name()),
-            });
-        }
         let whole = |weight| device.new_linear(&[LinearPart::new(weight, None)]);
         Ok(Self {
             embed: whole(&target.embed)?,
@@ -316,6 +306,21 @@ impl<D: Device> Model<D> {
         if let Some(calibrator) = self.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref()) {
             prepare(&calibrator.bonus_half, sequences)?;
             prepare(&calibrator.hidden_half, drafts)?;
+        }
+        if let Some(chain) = self.drafter.as_ref().and_then(|drafter| drafter.chain.as_ref()) {
+            // The bonus tokens, and the ids that the chain scores in each slot.
+            let tokens = drafts.saturating_mul(chain.top_k).saturating_add(sequences);
+            match &chain.scores {
+                ScoreLayers::Pair { before, after } => {
+                    self.device.prepare(before, tokens, true)?;
+                    self.device.prepare(after, tokens, true)?;
+                }
+                ScoreLayers::Hidden { before_half, hidden_half, output } => {
+                    prepare(before_half, tokens)?;
+                    prepare(hidden_half, drafts)?;
+                    self.device.prepare(output, tokens, true)?;
+                }
+            }
         }
         Ok(())
     }

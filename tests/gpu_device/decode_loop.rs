@@ -9,7 +9,6 @@ use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::Kernels;
 use flexdraft::model::Model;
-use flexdraft::model::weights::ChainKind;
 use flexdraft::runtime::simt::{Checking, Copies};
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
@@ -17,7 +16,7 @@ use flexdraft::tensor::DType;
 use proptest::prelude::*;
 
 use crate::margins::{Margins, NEAR_TIE};
-use crate::support::models::{ChainSpec, Shapes, Spec, either_drafter, spec};
+use crate::support::models::{Shapes, Spec, either_drafter, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
 use crate::support::runs::{Block, Output, blocks, proposing, run};
@@ -217,24 +216,6 @@ fn a_checked_run_finds_nothing() {
         let requests = asks.iter().map(|ask| ask.request(&spec)).collect();
         let outputs = run(&mut engine(gpu(options), &spec, Mode::Parallel), requests);
         assert!(outputs.iter().all(|output| output.tokens.len() == 5));
-    }
-}
-
-/// A drafter with a chain is refused when the model is loaded, and not run without its chain.
-#[test]
-fn a_chained_drafter_is_refused() {
-    for kind in ChainKind::ALL {
-        let chain = Some(ChainSpec { kind, rank: 8, top_k: 4 });
-        let (target, drafter) = Spec { head_dim: 64, dtype: DType::Bf16, chain, ..Spec::default() }.weights();
-        let error = Model::new(gpu(SimtOptions::default()), &target, Some(&drafter)).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "model: the drafter's chain is a chain of kind {}, expected no chain: this device draws the slots \
-                 of a draft independently",
-                kind.name()
-            )
-        );
     }
 }
 

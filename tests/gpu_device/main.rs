@@ -2,6 +2,7 @@
 //! device must pass before it is chosen automatically; on a GPU, if the machine has one, the decode loop and the matrix
 //! products of cuBLASLt.
 
+mod chains;
 mod decode_loop;
 mod faults;
 mod head_products;

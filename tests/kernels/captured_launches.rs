@@ -5,7 +5,8 @@
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::embedding::{Embed, Gather};
@@ -322,10 +323,10 @@ impl Operands {
                     any_block: true,
                     tokens: bench.view(&self.tokens),
                     target: SampledRows { logits: bench.view(&self.logits), stats: bench.view(&self.stats) },
-                    draft: Some(SampledRows {
+                    draft: Some(DraftDistributions::Logits(SampledRows {
                         logits: bench.view(&self.last_logits),
                         stats: bench.view(&self.last_stats),
-                    }),
+                    })),
                     workspace: bench.view_mut(&mut self.accept_workspace),
                     arrived: bench.view_mut(&mut self.arrived),
                     verdicts: bench.view_mut(&mut self.verdicts),

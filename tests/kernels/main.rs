@@ -9,6 +9,7 @@ mod activation;
 mod any_runtime;
 mod attention;
 mod captured_launches;
+mod chain;
 mod embedding;
 mod norm;
 mod on_the_emulator;

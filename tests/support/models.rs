@@ -79,8 +79,8 @@ pub struct Shapes {
     pub largest_block: usize,
     pub ranks: &'static [usize],
     pub dtypes: &'static [DType],
-    /// Whether drafters may have a chain (Chained Calibration).
-    pub chains: bool,
+    /// The number that divides the ranks of chains (Chained Calibration).
+    pub chain_ranks: usize,
 }
 
 impl Shapes {
@@ -92,7 +92,7 @@ impl Shapes {
         largest_block: 7,
         ranks: &[1, 2, 3, 4, 5, 6],
         dtypes: &[DType::F32, DType::F16, DType::Bf16],
-        chains: true,
+        chain_ranks: 1,
     };
 
     /// The shapes of small models that the kernels support.
@@ -103,7 +103,7 @@ impl Shapes {
         largest_block: 5,
         ranks: &[8, 16],
         dtypes: &[DType::Bf16],
-        chains: false,
+        chain_ranks: 8,
     };
 }
 
@@ -145,7 +145,7 @@ prop_compose! {
             tied,
             dtype,
             seed,
-            chain: chain.filter(|_| shapes.chains),
+            chain: chain.map(|chain: ChainSpec| ChainSpec { rank: shapes.chain_ranks * chain.rank, ..chain }),
             ..Spec::default()
         }
     }

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
@@ -227,10 +228,10 @@ impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
                     logits: runtime.view(stream, &self.target.logits),
                     stats: runtime.view(stream, &self.target.stats),
                 },
-                draft: Some(SampledRows {
+                draft: Some(DraftDistributions::Logits(SampledRows {
                     logits: runtime.view(stream, &self.draft.logits),
                     stats: runtime.view(stream, &self.draft.stats),
-                }),
+                })),
                 workspace: runtime.view_mut(stream, &mut self.workspace),
                 arrived: runtime.view_mut(stream, &mut self.arrived),
                 verdicts: runtime.view_mut(stream, &mut self.verdicts),

@@ -3,6 +3,7 @@
 
 pub mod acceptance;
 pub mod attention;
+pub mod chain;
 pub mod glue;
 pub mod sampling;
 pub mod selection;

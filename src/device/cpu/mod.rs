@@ -307,10 +307,6 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn chains_drafts(&self) -> bool {
-        true
-    }
-
     fn joined_head_rows(&self, _: &CpuLinear) -> usize {
         if self.joins_heads { usize::MAX } else { 0 }
     }

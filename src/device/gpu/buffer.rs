@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::check::{expect, index};
+use super::chosen::ChosenIds;
 use super::context::Context;
 use super::memory::allocate;
 use crate::device::DeviceError;
@@ -33,10 +34,16 @@ pub(super) struct Draws {
     pub(super) count: usize,
     /// A row index above all rows that were drawn from.
     pub(super) end: usize,
+    /// The number of chosen ids that each draw was from, if the draws have a chain; 0 for draws from whole rows.
+    pub(super) chosen: usize,
 }
 
 /// The memory of logits, and the memory of the statistics of their draws.
 type LogitsAndDraws<'a, R> = (&'a mut <R as Runtime>::Memory<f32>, &'a mut <R as Runtime>::Memory<u64>);
+
+/// The memory of logits, of the statistics of their draws, and of the chosen ids of draws with a chain.
+type LogitsDrawsAndIds<'a, R> =
+    (&'a mut <R as Runtime>::Memory<f32>, &'a mut <R as Runtime>::Memory<u64>, &'a mut ChosenIds<R>);
 
 #[derive(Debug)]
 pub(super) enum Values<R: Runtime> {
@@ -46,6 +53,8 @@ pub(super) enum Values<R: Runtime> {
         /// The statistics of the draws from the logits, draw after draw. A verification uses them with the logits, so
         /// that it compares the distributions that the tokens were drawn from.
         draws: R::Memory<u64>,
+        /// The chosen ids of draws with a chain, once there was such a draw.
+        chosen: Option<ChosenIds<R>>,
     },
     /// Activations without memory yet.
     NoActivations,
@@ -76,6 +85,11 @@ impl<R: Runtime> GpuBuffer<R> {
         self.cols
     }
 
+    /// Returns whether the buffer holds logits; if not, it holds activations.
+    pub(super) fn is_logits(&self) -> bool {
+        self.values.is_logits()
+    }
+
     /// Returns the number of elements from one row to the next.
     pub(super) fn stride(&self) -> usize {
         if self.values.is_logits() { self.cols.next_multiple_of(8) } else { self.cols }
@@ -91,22 +105,27 @@ impl<R: Runtime> GpuBuffer<R> {
         if needed > self.capacity || fresh {
             let capacity = needed.max(2 * self.capacity);
             let kept = self.rows.min(rows);
-            let draws = capacity.checked_div(stride).unwrap_or(0) * STATS_WORDS;
+            let rows = capacity.checked_div(stride).unwrap_or(0);
+            let draws = rows * STATS_WORDS;
             self.values = match &self.values {
                 Values::Activations(old) => {
                     Values::Activations(moved(queue, old, kept * stride, capacity, operand)?)
                 }
-                Values::Logits { logits, draws: old } => {
-                    let kept_draws = self.drawn.count.min(kept) * STATS_WORDS;
+                Values::Logits { logits, draws: old, chosen } => {
+                    let kept_draws = self.drawn.count.min(kept);
+                    let words = kept_draws * STATS_WORDS;
+                    let chosen = chosen.as_ref().map(|chosen| chosen.with_room(queue, 0..kept_draws, rows));
                     Values::Logits {
                         logits: moved(queue, logits, kept * stride, capacity, operand)?,
-                        draws: moved(queue, old, kept_draws, draws, "statistics of logits")?,
+                        draws: moved(queue, old, words, draws, "statistics of logits")?,
+                        chosen: chosen.transpose()?,
                     }
                 }
                 Values::NoActivations => Values::Activations(allocate(queue, capacity, operand)?),
                 Values::NoLogits => Values::Logits {
                     logits: allocate(queue, capacity, operand)?,
                     draws: allocate(queue, draws, "statistics of logits")?,
+                    chosen: None,
                 },
             };
             self.capacity = capacity;
@@ -141,7 +160,9 @@ impl<R: Runtime> GpuBuffer<R> {
         (first_row, first_draw): (usize, usize),
         rows: usize,
     ) -> Result<(), DeviceError> {
-        for (first, limit) in [(first_row, self.drawn.end), (first_draw, self.drawn.count)] {
+        // A chain's distributions are stored with the draws, not in the rows of logits.
+        let rows_end = if self.drawn.chosen > 0 { usize::MAX } else { self.drawn.end };
+        for (first, limit) in [(first_row, rows_end), (first_draw, self.drawn.count)] {
             let end = first.saturating_add(rows);
             if end > limit {
                 return Err(DeviceError::Contract {
@@ -160,9 +181,55 @@ impl<R: Runtime> GpuBuffer<R> {
         self.drawn
     }
 
-    /// Records that `count` draws from rows below `end` were enqueued, with their statistics.
-    pub(super) fn set_drawn(&mut self, count: usize, end: usize) {
-        self.drawn = Draws { count, end: end.min(self.rows) };
+    /// Records that the draws `drawn` were enqueued, with their statistics.
+    pub(super) fn set_drawn(&mut self, drawn: Draws) {
+        self.drawn = Draws { end: drawn.end.min(self.rows), ..drawn };
+    }
+
+    /// Returns the logits, the statistics of their draws and the memory for `count` chosen ids per draw, for draws with a
+    /// chain.
+    pub(super) fn chained_draws_mut(
+        &mut self,
+        operation: &'static str,
+        queue: (&R, &R::Stream),
+        count: usize,
+    ) -> Result<LogitsDrawsAndIds<'_, R>, DeviceError> {
+        let rows = self.capacity.checked_div(self.stride()).unwrap_or(0);
+        let (logits, draws, chosen) = match &mut self.values {
+            Values::Logits { logits, draws, chosen } => (logits, draws, chosen),
+            other => return Err(other.not(operation, "logits", LOGITS)),
+        };
+        let chosen = match chosen.take() {
+            Some(memory) if memory.count == count => chosen.insert(memory),
+            _ => chosen.insert(ChosenIds::new(queue, rows, count)?),
+        };
+        Ok((logits, draws, chosen))
+    }
+
+    /// Returns the chosen ids of the draws, if the draws have a chain.
+    pub(super) fn chosen(&self) -> Option<&ChosenIds<R>> {
+        match &self.values {
+            Values::Logits { chosen, .. } if self.drawn.chosen > 0 => chosen.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Replaces the contents of the buffer by draws `draws` of `from`, which have a chain, without rows of logits.
+    pub(super) fn hold_chained_draws(
+        &mut self,
+        queue: (&R, &R::Stream),
+        from: &ChosenIds<R>,
+        draws: Range<usize>,
+    ) -> Result<(), DeviceError> {
+        let chosen = from.with_room(queue, draws.clone(), draws.len())?;
+        self.values = Values::Logits {
+            logits: allocate(queue, 1, "logits")?,
+            draws: allocate(queue, draws.len() * STATS_WORDS, "statistics of logits")?,
+            chosen: Some(chosen),
+        };
+        (self.rows, self.capacity) = (0, 0);
+        self.drawn = Draws { count: draws.len(), end: 0, chosen: from.count };
+        Ok(())
     }
 
     /// Forgets all draws if some draw was from row `row` or a later row. Called before these rows get other values.
@@ -224,7 +291,7 @@ impl<R: Runtime> GpuBuffer<R> {
         operation: &'static str,
     ) -> Result<LogitsAndDraws<'_, R>, DeviceError> {
         match &mut self.values {
-            Values::Logits { logits, draws } => Ok((logits, draws)),
+            Values::Logits { logits, draws, .. } => Ok((logits, draws)),
             other => Err(other.not(operation, "logits", LOGITS)),
         }
     }

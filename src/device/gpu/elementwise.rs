@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::buffer::{GpuBuffer, GpuVector, STATS_WORDS, Values};
+use super::buffer::{Draws, GpuBuffer, GpuVector, STATS_WORDS, Values};
 use super::check::{expect, index, index32};
 use super::context::Context;
 use super::scratch::{Scratch, error_word};
@@ -245,17 +245,20 @@ pub(super) fn copy_draft<R: Runtime>(
     const OPERATION: &str = "copy_draft";
     expect(OPERATION, "out", vec![to.rows(), logits.cols()], vec![to.rows(), to.cols()])?;
     logits.expect_draws(OPERATION, (first_row, first_draw), rows)?;
-    let indices: Vec<usize> = (first_row..first_row + rows).collect();
-    gather(context, logits, &indices, to)?;
+    if let Some(chosen) = logits.chosen() {
+        to.hold_chained_draws(context.queue(), chosen, first_draw..first_draw + rows)?;
+    } else {
+        let indices: Vec<usize> = (first_row..first_row + rows).collect();
+        gather(context, logits, &indices, to)?;
+        to.set_drawn(Draws { count: rows, end: rows, chosen: 0 });
+    }
     let (Values::Logits { draws: from, .. }, Values::Logits { draws, .. }) = (&logits.values, &mut to.values)
     else {
         return Ok(());
     };
     let words = first_draw * STATS_WORDS..(first_draw + rows) * STATS_WORDS;
     let (runtime, stream) = context.queue();
-    runtime.copy(stream, from, words, draws, 0)?;
-    to.set_drawn(rows, rows);
-    Ok(())
+    Ok(runtime.copy(stream, from, words, draws, 0)?)
 }
 
 /// Lets `edit` change one row of logits on the host.

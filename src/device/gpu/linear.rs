@@ -122,6 +122,33 @@ impl<'a, P: Products> Linears<'a, P> {
         Ok(context.kernels.embed(&context.stream, &args)?)
     }
 
+    /// Writes rows `ids` of `table`, which are in device memory, to the rows of `out` from `first_row` on.
+    pub(super) fn embed_ids(
+        self,
+        table: &GpuLinear<P>,
+        ids: View<'_, i32>,
+        first_row: usize,
+        out: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "embed";
+        let context = self.context;
+        let rows = first_row..first_row.saturating_add(ids.len());
+        out.expect_rows(OPERATION, "out", table.in_cols, rows.end)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let elements = out.elements(&rows);
+        let mut scratch = context.scratch();
+        let args = Embed {
+            ids,
+            table: self.weight(table),
+            out: context.output(out.activations_mut(OPERATION, "out")?, elements)?,
+            error: Some(error_word(context.queue(), &mut scratch.error)?),
+            cols: table.in_cols,
+        };
+        Ok(context.kernels.embed(&context.stream, &args)?)
+    }
+
     /// Views the weights `[out_cols, in_cols]` of a layer.
     pub(super) fn weight(self, layer: &'a GpuLinear<P>) -> View<'a, half::bf16> {
         self.context.view(self.products.weight(&layer.layer))

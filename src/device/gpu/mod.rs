@@ -11,13 +11,16 @@
 //! | `buffer`, `kv_cache`, `pass`, `pass_memory` | activations and weights, the KV cache, a pass on the device |
 //! | `check` | checks of operands |
 //! | `elementwise`, `linear`, `rope`, `attention` | the operations of the forward pass |
-//! | `verify`, `sampling`, `report`, `results` | acceptance, drafting, and what the host reads |
+//! | `verify`, `sampling`, `selected`, `report`, `results` | acceptance, drafting, and what the host reads |
+//! | `chain`, `chosen` | drafts with a chain, and the ids that their tokens were drawn from |
 //! | `products`, `head_products`, `cublas`, `simt` | matrix products, by cuBLASLt or on the emulator |
 //! | `cuda`, `peaks` | the device on CUDA, and a GPU's measured peaks |
 
 mod attention;
 mod buffer;
+mod chain;
 mod check;
+mod chosen;
 mod context;
 mod cublas;
 mod cuda;
@@ -36,6 +39,7 @@ mod results;
 mod rope;
 mod sampling;
 mod scratch;
+mod selected;
 #[cfg(feature = "simt")]
 mod simt;
 mod step_tables;
@@ -382,17 +386,9 @@ impl<P: Products> DraftSelection<Gpu<P>> for GpuSelection<'_, P> {
 
     fn draft(
         self,
-        Corrections { calibration, chain }: Corrections<'_, BufferOf<P>, GpuLinear<P>>,
+        corrections: Corrections<'_, BufferOf<P>, GpuLinear<P>>,
         logits: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        if chain.is_some() {
-            return Err(DeviceError::Contract {
-                operation: "draft",
-                operand: "chain",
-                expected: "none: this device draws the slots of a draft independently",
-                found: "a chain".into(),
-            });
-        }
-        self.sample(calibration, logits)
+        self.sample(corrections, logits)
     }
 }

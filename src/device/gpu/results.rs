@@ -1,6 +1,7 @@
 //! Verdicts and drafts: the device looks them up in its own memory, and the host reads them in one piece.
 
 use super::buffer::GpuBuffer;
+use super::chain::ChainMemory;
 use super::check::{self, expect, index, index32};
 use super::context::Context;
 use super::kv_cache::GpuKvCache;
@@ -8,16 +9,17 @@ use super::linear::{GpuLinear, Linears};
 use super::pass::UploadedPass;
 use super::products::Products;
 use super::report::{HostReport, StepReport};
-use super::sampling::{self, Selected, SelectionTables};
+use super::sampling;
 use super::scratch::{Scratch, error_word};
+use super::selected::{Selected, SelectionTables, staged};
 use super::step_tables::UploadedTables;
 use super::verify::{self, VerificationMemory};
 use crate::device::{
-    CalibratorOutput, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict,
-    SlotRows, StepResults,
+    Corrections, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict, SlotRows,
+    StepResults,
 };
 use crate::kernels::acceptance::Verdict;
-use crate::kernels::embedding::{Embed, Gather};
+use crate::kernels::embedding::Gather;
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use crate::kernels::{Fault, Faults};
@@ -34,6 +36,7 @@ pub struct GpuResults<R: Runtime> {
     known: Option<Vec<SequenceVerdict>>,
     selected: Selected<R>,
     verification: VerificationMemory<R>,
+    chain: ChainMemory<R>,
 }
 
 impl<R: Runtime> Default for GpuResults<R> {
@@ -44,6 +47,7 @@ impl<R: Runtime> Default for GpuResults<R> {
             known: None,
             selected: Selected::default(),
             verification: VerificationMemory::default(),
+            chain: ChainMemory::default(),
         }
     }
 }
@@ -261,12 +265,13 @@ impl<P: Products> GpuSelection<'_, P> {
     /// Corrects the selected rows of `logits`, if there is a calibrator, and samples the drafts from them.
     pub(super) fn sample(
         self,
-        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+        corrections: Corrections<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>,
         logits: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         let Self { linears, results, drafts } = self;
-        let GpuResults { report, selected, .. } = &mut *results;
-        sampling::draft(linears, calibration, logits, selected, report)?;
+        let GpuResults { report, selected, chain, .. } = &mut *results;
+        let owners = DraftTables { drafts, rows: selected.slots }.owners();
+        sampling::draft(linears, corrections, logits, (selected, &owners), (report, chain))?;
         // The next step may use the block again.
         selected.block = None;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
@@ -282,7 +287,7 @@ fn launch_selection<R: Runtime>(
 ) -> Result<(), DeviceError> {
     let (count, rows) = (selected.drafts, selected.rows);
     let Selected { tables, late, block, bonus, starts, sources, draft_rows, .. } = selected;
-    let staged = sampling::staged(late, block);
+    let staged = staged(late, block);
     let mut scratch = context.scratch();
     let args = SelectDrafts {
         drafts: staged.view(context.queue(), &tables.drafts)?,
@@ -306,18 +311,10 @@ fn embed_selected<P: Products>(
     const OPERATION: &str = "embed_bonus";
     let context = linears.context;
     expect(OPERATION, "out", vec![out.rows(), table.in_cols], vec![out.rows(), out.cols()])?;
-    let (drafts, cols) = (selected.drafts, table.in_cols);
+    let drafts = selected.drafts;
     out.resize(context.queue(), drafts)?;
     let Some(bonus) = selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
-    let mut scratch = context.scratch();
-    let args = Embed {
-        ids: context.input(bonus, 0..drafts)?,
-        table: linears.weight(table),
-        out: context.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
-        error: Some(error_word(context.queue(), &mut scratch.error)?),
-        cols,
-    };
-    Ok(context.kernels.embed(&context.stream, &args)?)
+    linears.embed_ids(table, context.input(bonus, 0..drafts)?, 0, out)
 }
 
 /// Converts a verdict to the host's types.

@@ -1,23 +1,17 @@
 //! Draws tokens from rows of logits. The host does not wait.
 
-use std::sync::Arc;
-
-use super::buffer::{GpuBuffer, STATS_WORDS};
-use super::check::{expect, index};
+use super::buffer::{Draws, GpuBuffer, STATS_WORDS};
+use super::chain::{self, CalibratedRows, ChainMemory, ChainedDraws};
+use super::check::expect;
 use super::context::Context;
 use super::linear::{GpuLinear, Linears};
-use super::memory::GrowableMemory;
 use super::products::Products;
 use super::report::StepReport;
 use super::scratch::{Scratch, error_word};
-use super::table_block::TableBlock;
-use super::tables::{StagedTables, TableRange};
-use crate::acceptance::Rule;
-use crate::device::{CalibratorOutput, DeviceError, DraftRows, DraftTables, SlotRows};
+use super::selected::{Selected, row_sampling, staged};
+use super::tables::StagedTables;
+use crate::device::{CalibratorOutput, Corrections, DeviceError, SlotRows};
 use crate::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
-use crate::kernels::selection::{Draft, DraftGroups};
-use crate::layout::Prediction;
-use crate::random::{Purpose, Stream};
 use crate::runtime::{Runtime, View, ViewMut};
 use crate::sampling::SamplingParams;
 
@@ -32,122 +26,19 @@ pub(super) struct SampledRowRange<'a> {
     pub(super) calibration: Option<Calibration<'a>>,
 }
 
-/// The tables of drafts that are to be selected, among other tables.
-#[derive(Clone, Debug, Default)]
-pub(super) struct SelectionTables {
-    pub(super) drafts: TableRange<Draft>,
-    /// The sampling parameters of the drafts' rows.
-    pub(super) row_sampling: TableRange<RowSampling>,
-}
-
-impl SelectionTables {
-    /// Adds the tables of `drafts`, of a verification of `batch` sequences, to `tables`.
-    pub(super) fn stage<R: Runtime>(
-        tables: &mut StagedTables<R>,
-        DraftTables { drafts, rows: slots }: DraftTables<'_>,
-        batch: usize,
-    ) -> Result<Self, DeviceError> {
-        const OPERATION: &str = "select_drafts";
-        let (mut table, mut row_sampling) = (Vec::with_capacity(drafts.len()), Vec::new());
-        for (place, draft) in (0..).zip(drafts) {
-            index(OPERATION, "sequence", draft.sequence, batch)?;
-            let groups = DraftGroups {
-                sequence: draft.sequence,
-                groups: draft.groups,
-                first_slot: draft.first_row,
-                slots: draft.slots,
-                first_draft: row_sampling.len(),
-            };
-            table.push(match (slots, draft.prediction) {
-                (SlotRows::Pass { .. }, Prediction::OwnPosition) => Draft::new(&groups)?,
-                (SlotRows::Pass { .. }, Prediction::NextPosition) => Draft::predicting_next(&groups)?,
-                (SlotRows::Logits, _) => Draft::in_logits(&groups)?,
-            });
-            for slot in 1..draft.slots {
-                row_sampling.push(slot_sampling(draft, slot)?.relative_to(place));
-            }
-        }
-        Ok(Self { drafts: tables.push(&table), row_sampling: tables.push(&row_sampling) })
-    }
-}
-
-/// The selected drafts, with the rows, bonus tokens and positions that the verdicts give them. The tables are filled
-/// by the device.
-#[derive(Debug)]
-pub(super) struct Selected<R: Runtime> {
-    /// Number of drafts.
-    pub(super) drafts: usize,
-    /// Number of rows of all drafts.
-    pub(super) rows: usize,
-    pub(super) slots: SlotRows,
-    /// The drafts, and the sampling parameters of their rows, if the step did not announce them.
-    pub(super) late: StagedTables<R>,
-    /// The tables of the drafts, in `late` or in the step's block.
-    pub(super) tables: SelectionTables,
-    /// The block with the tables, if the step announced the drafts.
-    pub(super) block: Option<Arc<TableBlock<R>>>,
-    /// The bonus token of each draft.
-    pub(super) bonus: GrowableMemory<R, i32>,
-    /// The position from which each draft's random numbers count.
-    pub(super) starts: GrowableMemory<R, i32>,
-    /// The row of the pass or of the logits that each draft row comes from.
-    pub(super) sources: GrowableMemory<R, i32>,
-    /// The row of the logits that each draft row is sampled from.
-    pub(super) draft_rows: GrowableMemory<R, i32>,
-}
-
-impl<R: Runtime> Default for Selected<R> {
-    fn default() -> Self {
-        Selected {
-            drafts: 0,
-            rows: 0,
-            slots: SlotRows::Logits,
-            late: StagedTables::default(),
-            tables: SelectionTables::default(),
-            block: None,
-            bonus: GrowableMemory::default(),
-            starts: GrowableMemory::default(),
-            sources: GrowableMemory::default(),
-            draft_rows: GrowableMemory::default(),
-        }
-    }
-}
-
-/// Returns the memory with the tables of drafts: the step's block, if the step announced them.
-pub(super) fn staged<'a, R: Runtime>(
-    late: &'a StagedTables<R>,
-    block: &'a Option<Arc<TableBlock<R>>>,
-) -> &'a StagedTables<R> {
-    block.as_ref().map_or(late, |block| &block.tables)
-}
-
-/// Returns the sampling parameters of slot `slot` of a draft.
-pub(super) fn slot_sampling(draft: &DraftRows<'_>, slot: usize) -> Result<RowSampling, DeviceError> {
-    // Positions count from the start of the next step, which the device knows.
-    let numbers = match draft.rule {
-        Rule::Match => Stream::target_draw(draft.seed, slot),
-        Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, 0),
-    };
-    row_sampling("select_drafts", draft.sampling, (!draft.sampling.is_greedy()).then_some(numbers))
-}
-
-/// Returns the sampling parameters of a row that is drawn with the random numbers `numbers`.
-pub(super) fn row_sampling(
-    operation: &'static str,
-    params: &SamplingParams,
-    numbers: Option<Stream>,
-) -> Result<RowSampling, DeviceError> {
-    RowSampling::new(params, numbers).map_err(|error| DeviceError::Contract {
-        operation,
-        operand: "sampling",
-        expected: "parameters that describe a distribution",
-        found: error.to_string(),
-    })
+/// The launches of sampling.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SampleLaunches {
+    /// All launches, which draw a token from each row.
+    Draw,
+    /// The pass over the logits, which leaves its partial results in the shared workspace.
+    Partials,
 }
 
 /// Samples rows into `stats`, one entry of `row_sampling` per row.
 pub(super) fn sample<R: Runtime>(
     context: &Context<R>,
+    launches: SampleLaunches,
     rows: SampledRowRange<'_>,
     row_sampling: View<'_, RowSampling>,
     stats: ViewMut<'_, RowStats>,
@@ -169,7 +60,11 @@ pub(super) fn sample<R: Runtime>(
         stats,
         error: Some(error_word(context.queue(), error)?),
     };
-    Ok(context.kernels.sample(&context.stream, args)?)
+    let launched = match launches {
+        SampleLaunches::Draw => context.kernels.sample(&context.stream, args),
+        SampleLaunches::Partials => context.kernels.sample_partials(&context.stream, args),
+    };
+    Ok(launched?)
 }
 
 /// Writes the warped scores of a proposal to the first rows of `out`, and computes the statistics of these rows.
@@ -206,18 +101,19 @@ pub(super) fn upload_draft<R: Runtime>(
     };
     let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
     let stats = context.output(draws, 0..rows * STATS_WORDS)?.cast().ok_or(overflow)?;
-    sample(context, rows_to_sample, tables.view(context.queue(), &samplings)?, stats)?;
-    out.set_drawn(rows, rows);
+    sample(context, SampleLaunches::Draw, rows_to_sample, tables.view(context.queue(), &samplings)?, stats)?;
+    out.set_drawn(Draws { count: rows, end: rows, chosen: 0 });
     Ok(())
 }
 
-/// Corrects the selected rows of `logits`, if there is a calibrator, and samples one token from each row.
+/// Corrects the selected rows of `logits`, if there is a calibrator, and draws one token from each row: from the row by
+/// itself, or with a chain from its likeliest ids, row after row. `owners` has the draft of each row.
 pub(super) fn draft<P: Products>(
     linears: Linears<'_, P>,
-    calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+    Corrections { calibration, chain }: Corrections<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>,
     logits: &mut GpuBuffer<P::Runtime>,
-    selected: &mut Selected<P::Runtime>,
-    report: &mut StepReport<P::Runtime>,
+    (selected, owners): (&mut Selected<P::Runtime>, &[usize]),
+    (report, memory): (&mut StepReport<P::Runtime>, &mut ChainMemory<P::Runtime>),
 ) -> Result<(), DeviceError> {
     const OPERATION: &str = "draft";
     let context = linears.context;
@@ -235,9 +131,23 @@ pub(super) fn draft<P: Products>(
     if rows == 0 || vocab == 0 {
         return Ok(());
     }
+    let chosen = chain.as_ref().map_or(Ok(0), |chain| chain::chosen_count(chain.top_k, vocab))?;
+    if first > 0 {
+        expect(OPERATION, "chosen ids of rows drafted before", vec![chosen], vec![drawn.chosen])?;
+    }
     let logit_rows = among.start * stride..among.end * stride;
-    let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
-    let (values, calibration) = match calibration {
+    let (values, draws, chosen_ids) = match chosen {
+        0 => {
+            let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
+            (values, draws, None)
+        }
+        count => {
+            let (values, draws, ids) = logits.chained_draws_mut(OPERATION, context.queue(), count)?;
+            (values, draws, Some(ids))
+        }
+    };
+    let calibrated = calibration.is_some();
+    let (logits_to_sample, calibration) = match calibration {
         None => (LogitRows::Read(context.input(values, logit_rows)?), None),
         Some(CalibratorOutput { hidden, output }) => {
             let rank = output.in_cols;
@@ -252,13 +162,13 @@ pub(super) fn draft<P: Products>(
             (LogitRows::Update(context.output(values, logit_rows)?), Some(calibration))
         }
     };
-    let Selected { drafts, late, tables, block, starts, draft_rows, .. } = selected;
+    let Selected { drafts, late, tables, block, starts, draft_rows, .. } = &mut *selected;
     let starts = starts.reserve(context.queue(), *drafts)?;
     let draft_rows = draft_rows.reserve(context.queue(), rows)?;
     let rows_to_sample = SampledRowRange {
         vocab,
         stride,
-        logits: values,
+        logits: logits_to_sample,
         logit_index: Some(context.input(draft_rows, 0..rows)?),
         starts: Some(context.input(starts, 0..*drafts)?),
         calibration,
@@ -266,8 +176,14 @@ pub(super) fn draft<P: Products>(
     let row_sampling = staged(late, block).view(context.queue(), &tables.row_sampling)?;
     let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
     let stats = context.output(draws, first * STATS_WORDS..end * STATS_WORDS)?.cast().ok_or(overflow)?;
-    sample(context, rows_to_sample, row_sampling, stats)?;
+    let launches = if chain.is_some() { SampleLaunches::Partials } else { SampleLaunches::Draw };
+    sample(context, launches, rows_to_sample, row_sampling, stats)?;
+    if let (Some(operands), Some(chosen)) = (chain, chosen_ids) {
+        let rows = CalibratedRows { logits: &*values, among: among.clone(), vocab, stride, calibrated };
+        let draws = ChainedDraws { chosen, stats: &mut *draws, draws: first..end };
+        chain::draft(linears, &operands, &rows, (&mut *selected, owners), memory, draws)?;
+    }
     report.add(context, draws, rows)?;
-    logits.set_drawn(end, drawn.end.max(among.end));
+    logits.set_drawn(Draws { count: end, end: drawn.end.max(among.end), chosen });
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::buffer::GpuBuffer;
 use super::check;
 use super::context::Context;
 use super::pass::UploadedPass;
-use super::sampling::SelectionTables;
+use super::selected::SelectionTables;
 use super::table_block::TableBlock;
 use super::verify::VerifyTables;
 use crate::device::{DeviceError, DraftTables, DraftingPass, StepTables};

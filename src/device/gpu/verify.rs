@@ -4,18 +4,20 @@ use std::ptr;
 
 use super::buffer::{GpuBuffer, STATS_WORDS, Values};
 use super::check::{expect, index};
+use super::chosen::ChosenIds;
 use super::context::Context;
 use super::memory::GrowableMemory;
 use super::report::StepReport;
-use super::sampling::{SampledRowRange, row_sampling, sample};
+use super::sampling::{SampleLaunches, SampledRowRange, sample};
 use super::scratch::{Scratch, error_word};
+use super::selected::row_sampling;
 use super::table_block::TableBlock;
 use super::tables::{StagedTables, TableRange};
 use crate::acceptance::Rule;
 use crate::device::{DeviceError, DraftLogits, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
+    Accept, DraftDistributions, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
 };
 use crate::kernels::sampling::{
     EditTables, Edits, LogitEdit, LogitRows, RowEdits, RowSampling, RowStats, workspace_len,
@@ -37,6 +39,8 @@ pub(super) struct VerificationMemory<R: Runtime> {
     /// several buffers hold them.
     draft_logits: GrowableMemory<R, f32>,
     draws: GrowableMemory<R, u64>,
+    /// Copies of the chosen ids of drafts with a chain, in place of their logits.
+    chosen: Option<ChosenIds<R>>,
     /// Counters of the CTAs that have arrived, zero between launches.
     arrived: GrowableMemory<R, u32>,
     committed: GrowableMemory<R, i32>,
@@ -49,6 +53,7 @@ impl<R: Runtime> Default for VerificationMemory<R> {
             workspace: GrowableMemory::default(),
             draft_logits: GrowableMemory::default(),
             draws: GrowableMemory::default(),
+            chosen: None,
             arrived: GrowableMemory::default(),
             committed: GrowableMemory::default(),
         }
@@ -110,13 +115,15 @@ impl VerifyTables {
                 let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
                 *sampling = row_sampling(OPERATION, sequence.sampling, numbers)?;
             }
-            let from = compared(sequence).map(|DraftLogits { first_row, first_draw, .. }| match &drafts {
-                DraftBuffers::One(_) => (first_row, first_draw),
-                DraftBuffers::Several => {
-                    copied += drafted;
-                    (copied - drafted, copied - drafted)
-                }
-            });
+            let from =
+                compared(sequence).map(|DraftLogits { logits, first_row, first_draw, .. }| match &drafts {
+                    DraftBuffers::One(_) if logits.chosen().is_some() => (first_draw, first_draw),
+                    DraftBuffers::One(_) => (first_row, first_draw),
+                    DraftBuffers::Several => {
+                        copied += drafted;
+                        (copied - drafted, copied - drafted)
+                    }
+                });
             let request = Verify::new(&VerifySequence {
                 rule,
                 seed: sequence.seed,
@@ -174,16 +181,23 @@ pub(super) fn verify<R: Runtime>(
     let (rows, copied) = (samplings.len(), *copied);
     logits.expect_rows(OPERATION, "logits", vocab, rows)?;
     let drafts = DraftBuffers::of(sequences);
+    let chained = chosen_count(sequences)?;
     for sequence in sequences {
         let Some(DraftLogits { logits, first_row, first_draw, .. }) = compared(sequence) else { continue };
         let drafted = sequence.draft.len();
-        logits.expect_rows(OPERATION, "draft_logits", vocab, first_row.saturating_add(drafted))?;
+        let end = if chained > 0 { 0 } else { first_row.saturating_add(drafted) };
+        logits.expect_rows(OPERATION, "draft_logits", vocab, end)?;
         logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
     }
-    let draft_logits = memory.draft_logits.reserve(context.queue(), copied * stride)?;
+    let copied_logits = if chained > 0 { 0 } else { copied * stride };
+    let draft_logits = memory.draft_logits.reserve(context.queue(), copied_logits)?;
     let draws = memory.draws.reserve(context.queue(), copied * STATS_WORDS)?;
-    if copied > 0 {
-        copy_drafts(context, sequences, draft_logits, draws)?;
+    if copied > 0 && chained > 0 {
+        memory.chosen = Some(copy_chosen(context, sequences, memory.chosen.take(), (copied, chained))?);
+        copy_draws(context, sequences, draws)?;
+    } else if copied > 0 {
+        copy_logits(context, sequences, draft_logits)?;
+        copy_draws(context, sequences, draws)?;
     }
     let target_stats = memory.target_stats.reserve(context.queue(), rows)?;
     let values = match edits {
@@ -203,18 +217,28 @@ pub(super) fn verify<R: Runtime>(
     let rows_to_sample =
         SampledRowRange { vocab, stride, logits: values, logit_index: None, starts: None, calibration: None };
     let samplings = tables.view(context.queue(), samplings)?;
-    sample(context, rows_to_sample, samplings, context.output(target_stats, 0..rows)?)?;
+    sample(context, SampleLaunches::Draw, rows_to_sample, samplings, context.output(target_stats, 0..rows)?)?;
+    let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
     let draft = match &drafts {
-        DraftBuffers::One(buffer) => Some(SampledRows {
-            logits: context.input(buffer.logits(OPERATION)?, 0..buffer.drawn().end * stride)?,
-            stats: buffer.draws(OPERATION, context)?,
-        }),
+        DraftBuffers::One(buffer) => {
+            let (stats, drawn) = (buffer.draws(OPERATION, context)?, buffer.drawn());
+            Some(match buffer.chosen() {
+                Some(chosen) => DraftDistributions::Chained(chosen.rows(context, drawn.count, stats)?),
+                None => DraftDistributions::Logits(SampledRows {
+                    logits: context.input(buffer.logits(OPERATION)?, 0..drawn.end * stride)?,
+                    stats,
+                }),
+            })
+        }
         DraftBuffers::Several if copied == 0 => None,
         DraftBuffers::Several => {
-            let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
-            Some(SampledRows {
-                logits: context.input(draft_logits, 0..copied * stride)?,
-                stats: context.input(draws, 0..copied * STATS_WORDS)?.cast().ok_or(overflow)?,
+            let stats = context.input(draws, 0..copied * STATS_WORDS)?.cast().ok_or(overflow)?;
+            Some(match memory.chosen.as_ref().filter(|_| chained > 0) {
+                Some(chosen) => DraftDistributions::Chained(chosen.rows(context, copied, stats)?),
+                None => DraftDistributions::Logits(SampledRows {
+                    logits: context.input(draft_logits, 0..copied * stride)?,
+                    stats,
+                }),
             })
         }
     };
@@ -266,23 +290,77 @@ fn edit_tables<R: Runtime>(
     Ok(tables)
 }
 
-/// Copies the logits that the sequences' drafts were drawn from, and the statistics of the draws, side by side.
-fn copy_drafts<R: Runtime>(
+/// Returns the number of chosen ids per row if the drafts that are compared have a chain, and 0 if they have none.
+fn chosen_count<R: Runtime>(sequences: &[VerifyRows<'_, GpuBuffer<R>>]) -> Result<usize, DeviceError> {
+    let mut counts = sequences.iter().filter_map(compared).map(|draft| draft.logits.drawn().chosen);
+    let first = counts.next().unwrap_or(0);
+    match counts.find(|&count| count != first) {
+        None => Ok(first),
+        Some(other) => Err(DeviceError::Contract {
+            operation: OPERATION,
+            operand: "draft_logits",
+            expected: "drafts of one chain, or drafts without a chain",
+            found: format!("drafts from {first} and from {other} chosen ids per slot"),
+        }),
+    }
+}
+
+/// Copies the logits that the sequences' drafts were drawn from side by side.
+fn copy_logits<R: Runtime>(
     context: &Context<R>,
     sequences: &[VerifyRows<'_, GpuBuffer<R>>],
     to: &mut R::Memory<f32>,
-    to_draws: &mut R::Memory<u64>,
 ) -> Result<(), DeviceError> {
     let (runtime, stream) = context.queue();
     let mut first = 0;
     for sequence in sequences {
-        let Some(DraftLogits { logits, first_row, first_draw, .. }) = compared(sequence) else { continue };
-        let Values::Logits { draws, .. } = &logits.values else { continue };
+        let Some(DraftLogits { logits, first_row, .. }) = compared(sequence) else { continue };
         let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
         runtime.copy(stream, logits.logits(OPERATION)?, logits.elements(&rows), to, first * stride)?;
-        let words = first_draw * STATS_WORDS..(first_draw + rows.len()) * STATS_WORDS;
-        runtime.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
         first += rows.len();
+    }
+    Ok(())
+}
+
+/// Copies the `count` chosen ids of each of the sequences' `draws` draft tokens side by side, into `memory` if it is
+/// large enough.
+fn copy_chosen<R: Runtime>(
+    context: &Context<R>,
+    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    memory: Option<ChosenIds<R>>,
+    (draws, count): (usize, usize),
+) -> Result<ChosenIds<R>, DeviceError> {
+    let suits = |memory: &ChosenIds<R>| memory.count == count && memory.draws >= draws;
+    let mut to = match memory.filter(suits) {
+        Some(memory) => memory,
+        None => ChosenIds::new(context.queue(), draws, count)?,
+    };
+    let mut first = 0;
+    for sequence in sequences {
+        let Some(DraftLogits { logits, first_draw, .. }) = compared(sequence) else { continue };
+        let Some(chosen) = logits.chosen() else { continue };
+        let drafted = sequence.draft.len();
+        chosen.copy(context.queue(), first_draw..first_draw + drafted, &mut to, first)?;
+        first += drafted;
+    }
+    Ok(to)
+}
+
+/// Copies the statistics of the draws of the sequences' drafts side by side.
+fn copy_draws<R: Runtime>(
+    context: &Context<R>,
+    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    to: &mut R::Memory<u64>,
+) -> Result<(), DeviceError> {
+    let (runtime, stream) = context.queue();
+    let mut first = 0;
+    for sequence in sequences {
+        let Some(DraftLogits { logits, first_draw, .. }) = compared(sequence) else { continue };
+        let Values::Logits { draws, .. } = &logits.values else { continue };
+        let drafted = sequence.draft.len();
+        let words = first_draw * STATS_WORDS..(first_draw + drafted) * STATS_WORDS;
+        runtime.copy(stream, draws, words, to, first * STATS_WORDS)?;
+        first += drafted;
     }
     Ok(())
 }

@@ -113,6 +113,11 @@ pub struct FlexdraftAcceptParams {
     pub draft: *const ::core::ffi::c_void,
     /// statistics of the drafts' rows, [draft_stats_rows]; may be null
     pub draft_stats: *const FlexdraftRowStats,
+    /// the chosen ids of drafts with a chain, whose rows are the rows of q in place of `draft`: every other id has the logit
+    /// -inf, [draft_rows, draft_count]; null without a chain
+    pub draft_ids: *const i32,
+    /// the chained logits of the chosen ids, [draft_rows, draft_count]
+    pub draft_chosen: *const f32,
     /// workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks]
     pub sums: *mut f32,
     /// workspace: the best id of each chunk, as its value in the race and the bits of the id, [batch, chunks, 2]
@@ -135,12 +140,13 @@ pub struct FlexdraftAcceptParams {
     pub draft_rows: i32,
     pub draft_stats_rows: i32,
     pub token_count: i32,
-    pub unused: i32,
+    /// K, the number of chosen ids per row, at most 32; 0 without a chain
+    pub draft_count: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAcceptParams"][::core::mem::size_of::<FlexdraftAcceptParams>() - 144usize];
+    ["Size of FlexdraftAcceptParams"][::core::mem::size_of::<FlexdraftAcceptParams>() - 160usize];
     ["Alignment of FlexdraftAcceptParams"][::core::mem::align_of::<FlexdraftAcceptParams>() - 8usize];
     ["Offset of field: FlexdraftAcceptParams::sequences"]
         [::core::mem::offset_of!(FlexdraftAcceptParams, sequences) - 0usize];
@@ -156,36 +162,40 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftAcceptParams, draft) - 40usize];
     ["Offset of field: FlexdraftAcceptParams::draft_stats"]
         [::core::mem::offset_of!(FlexdraftAcceptParams, draft_stats) - 48usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_ids"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_ids) - 56usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_chosen"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_chosen) - 64usize];
     ["Offset of field: FlexdraftAcceptParams::sums"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, sums) - 56usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, sums) - 72usize];
     ["Offset of field: FlexdraftAcceptParams::best"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, best) - 64usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, best) - 80usize];
     ["Offset of field: FlexdraftAcceptParams::arrived"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, arrived) - 72usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, arrived) - 88usize];
     ["Offset of field: FlexdraftAcceptParams::verdicts"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, verdicts) - 80usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, verdicts) - 96usize];
     ["Offset of field: FlexdraftAcceptParams::committed"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, committed) - 88usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, committed) - 104usize];
     ["Offset of field: FlexdraftAcceptParams::error"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, error) - 96usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, error) - 112usize];
     ["Offset of field: FlexdraftAcceptParams::logit_stride"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, logit_stride) - 104usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, logit_stride) - 120usize];
     ["Offset of field: FlexdraftAcceptParams::batch"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, batch) - 112usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, batch) - 128usize];
     ["Offset of field: FlexdraftAcceptParams::vocab"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, vocab) - 116usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, vocab) - 132usize];
     ["Offset of field: FlexdraftAcceptParams::chunks"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, chunks) - 120usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, chunks) - 136usize];
     ["Offset of field: FlexdraftAcceptParams::target_rows"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, target_rows) - 124usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, target_rows) - 140usize];
     ["Offset of field: FlexdraftAcceptParams::draft_rows"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_rows) - 128usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_rows) - 144usize];
     ["Offset of field: FlexdraftAcceptParams::draft_stats_rows"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_stats_rows) - 132usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_stats_rows) - 148usize];
     ["Offset of field: FlexdraftAcceptParams::token_count"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, token_count) - 136usize];
-    ["Offset of field: FlexdraftAcceptParams::unused"]
-        [::core::mem::offset_of!(FlexdraftAcceptParams, unused) - 140usize];
+        [::core::mem::offset_of!(FlexdraftAcceptParams, token_count) - 152usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_count"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_count) - 156usize];
 };
 /// A sequence whose next draft comes from slots 1 to S - 1 of the mask group that its verdict names, S being the slots
 /// per group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no

@@ -9,6 +9,7 @@
 pub mod acceptance;
 pub mod activation;
 pub mod attention;
+pub mod chain;
 pub mod common;
 pub mod embedding;
 pub mod norm;

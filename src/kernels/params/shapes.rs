@@ -83,5 +83,17 @@ pub const FLEXDRAFT_NORM_THREADS: FlexdraftCta = 256;
 pub const FLEXDRAFT_NORM_SHARED: FlexdraftCta = 32;
 /// threads per CTA of rope_table
 pub const FLEXDRAFT_ROPE_THREADS: FlexdraftCta = 64;
+/// threads per CTA of chain_choose_*
+pub const FLEXDRAFT_CHOOSE_THREADS: FlexdraftCta = 128;
+/// shared memory of chain_choose_*: a rank per thread
+pub const FLEXDRAFT_CHOOSE_SHARED: FlexdraftCta = 1024;
+/// threads per CTA of chain_score_*
+pub const FLEXDRAFT_SCORE_THREADS: FlexdraftCta = 128;
+/// rows and columns of the tile of scores that a warp of chain_score_* computes at once
+pub const FLEXDRAFT_SCORE_TILE: FlexdraftCta = 4;
+/// threads per CTA of chain_walk
+pub const FLEXDRAFT_WALK_THREADS: FlexdraftCta = 128;
+/// shared memory of chain_walk: a float per draft token and lane of a warp
+pub const FLEXDRAFT_WALK_SHARED: FlexdraftCta = 8064;
 /// CTAs of the other kernels: threads, and shared memory in bytes.
 pub type FlexdraftCta = ::core::ffi::c_uint;

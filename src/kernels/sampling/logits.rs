@@ -27,6 +27,8 @@ pub struct LogitKernels {
     pub(super) finish: &'static str,
     pub(in crate::kernels) accept: &'static str,
     pub(in crate::kernels) block_sums: &'static str,
+    pub(in crate::kernels) chain_choose: &'static str,
+    pub(in crate::kernels) chain_score: &'static str,
 }
 
 impl Logit for f32 {
@@ -37,6 +39,8 @@ impl Logit for f32 {
         finish: "sample_finish_f32",
         accept: "accept_f32",
         block_sums: "accept_block_sums_f32",
+        chain_choose: "chain_choose_f32",
+        chain_score: "chain_score_f32",
     };
 }
 
@@ -48,6 +52,8 @@ impl Logit for bf16 {
         finish: "sample_finish_bf16",
         accept: "accept_bf16",
         block_sums: "accept_block_sums_bf16",
+        chain_choose: "chain_choose_bf16",
+        chain_score: "chain_score_bf16",
     };
 }
 

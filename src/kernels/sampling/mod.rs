@@ -194,6 +194,41 @@ impl<R: Runtime> Kernels<R> {
     pub fn sample<L: Logit>(&self, stream: &R::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
         let queue = self.runtime.queue(stream);
         let shape = SampleShape::new(&args)?;
+        self.launch_pass(stream, &shape, &args)?;
+        let (operands, params) = shape.operands(L::KERNELS.finish, queue, &args)?;
+        let ctas = [shape.rows as u32, 1, 1];
+        let (threads, shared_bytes) = (FLEXDRAFT_FINISH_THREADS, FLEXDRAFT_FINISH_SHARED);
+        let grid = Grid { ctas, threads, shared_bytes };
+        // SAFETY: `params` holds the operands' pointers and the shapes they were checked against.
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
+    }
+
+    /// Launches the first of the two launches of [`sample`](Self::sample) alone: it calibrates or edits the logits, and
+    /// leaves the partial results of the rows in the workspace, which [`chain_choose`](Self::chain_choose) reads. The
+    /// statistics do not change.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`sample`](Self::sample).
+    ///
+    /// # Example
+    ///
+    /// See [`chain_choose`](Self::chain_choose).
+    pub fn sample_partials<L: Logit>(
+        &self,
+        stream: &R::Stream,
+        args: Sample<'_, L>,
+    ) -> Result<(), KernelError> {
+        self.launch_pass(stream, &SampleShape::new(&args)?, &args)
+    }
+
+    /// Launches the pass over the logits.
+    fn launch_pass<L: Logit>(
+        &self,
+        stream: &R::Stream,
+        shape: &SampleShape,
+        args: &Sample<'_, L>,
+    ) -> Result<(), KernelError> {
         let (kernel, grid) = match &args.calibration {
             None => {
                 let groups = (shape.chunks as u32).div_ceil(FLEXDRAFT_PLAIN_WARPS);
@@ -210,15 +245,8 @@ impl<R: Runtime> Kernels<R> {
                 ((tiling.kernel)(&L::KERNELS), grid)
             }
         };
-        let (operands, params) = shape.operands(kernel, queue, &args)?;
+        let (operands, params) = shape.operands(kernel, self.runtime.queue(stream), args)?;
         // SAFETY: `params` holds the operands' pointers and the shapes they were checked against.
-        unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
-
-        let (operands, params) = shape.operands(L::KERNELS.finish, queue, &args)?;
-        let ctas = [shape.rows as u32, 1, 1];
-        let (threads, shared_bytes) = (FLEXDRAFT_FINISH_THREADS, FLEXDRAFT_FINISH_SHARED);
-        let grid = Grid { ctas, threads, shared_bytes };
-        // SAFETY: as above.
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 }

@@ -12,7 +12,8 @@ use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, MAX_DRAFTS, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, DraftDistributions, MAX_COMMITTED, MAX_DRAFTS, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
 use flexdraft::kernels::sampling::RowStats;
 use flexdraft::layout::GroupSet;
@@ -40,9 +41,11 @@ proptest! {
         vocab in prop_oneof![1usize..300, 2040usize..4200],
         sequences in prop::collection::vec(generated((0usize..8).boxed()), 1..5),
         schedule in 0u64..4,
-        half in any::<bool>(),
+        (half, chained) in any::<(bool, bool)>(),
     ) {
-        let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
+        // In a batch with a chain, every draft has a chain.
+        let chain = |s: &Generated| Generated { chosen: chained.then_some(s.chosen.unwrap_or(8)), ..s.clone() };
+        let sequences: Vec<Sequence> = sequences.iter().map(|s| chain(s).sequence(vocab)).collect();
         for processor in processors() {
             let bench = bench(processor, Checking::Off, schedule);
             let outcome = match half {
@@ -122,8 +125,17 @@ fn drafts_of_15_and_63_tokens() {
                 };
                 let (groups, has_distribution) = (GroupSet::all(drafts), true);
                 let position = 1000 * seed as usize;
-                let generated =
-                    Generated { rule, params, drafts, distance, has_distribution, groups, position, seed };
+                let generated = Generated {
+                    rule,
+                    params,
+                    drafts,
+                    distance,
+                    has_distribution,
+                    chosen: None,
+                    groups,
+                    position,
+                    seed,
+                };
                 sequences.push(generated.sequence(70));
             }
         }
@@ -178,7 +190,10 @@ fn check_rows_that_do_not_exist(bench: &Bench) {
             any_block: true,
             tokens: bench.view(&tokens),
             target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
-            draft: Some(SampledRows { logits: bench.view(&draft), stats: bench.view(&draft_stats) }),
+            draft: Some(DraftDistributions::Logits(SampledRows {
+                logits: bench.view(&draft),
+                stats: bench.view(&draft_stats),
+            })),
             workspace: bench.view_mut(&mut workspace),
             arrived: bench.view_mut(&mut arrived),
             verdicts: bench.view_mut(&mut verdicts),

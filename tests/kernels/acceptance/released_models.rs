@@ -26,8 +26,17 @@ pub fn sequences(vocab: usize) -> Vec<Sequence> {
             let seed = sequences.len() as u64 + 1;
             let params = SamplingParams { temperature, top_k, top_p: 1.0, min_p: 0.0 };
             let (groups, position) = (GroupSet::all(4), 50 + 1000 * sequences.len());
-            let generated =
-                Generated { rule, params, drafts, distance, has_distribution, groups, position, seed };
+            let generated = Generated {
+                rule,
+                params,
+                drafts,
+                distance,
+                has_distribution,
+                chosen: None,
+                groups,
+                position,
+                seed,
+            };
             sequences.push(generated.sequence(vocab));
         }
     }

@@ -2,12 +2,15 @@
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, ChainedRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
+use flexdraft::kernels::chain::MAX_CHOSEN;
 use flexdraft::kernels::sampling::{Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
+use flexdraft_reference::chain::likeliest;
 use flexdraft_reference::warp::{Warping, warp};
 use half::bf16;
 use proptest::prelude::*;
@@ -25,6 +28,8 @@ pub struct Generated {
     pub distance: f32,
     /// True if the draft tokens were drawn from a distribution q; false if each draft token is certain (a point mass).
     pub has_distribution: bool,
+    /// The number of ids that each q is above 0 for, if the draft has a chain.
+    pub chosen: Option<usize>,
     pub groups: GroupSet,
     pub position: usize,
     pub seed: u64,
@@ -65,13 +70,18 @@ impl Generated {
         // The logits are multiples of a step that bf16 represents exactly. A few ids stand out, and some are
         // impossible.
         let mut row = || -> Vec<f32> {
-            (0..vocab)
+            let mut row: Vec<f32> = (0..vocab)
                 .map(|id| match (next() * 8.0).floor() {
                     -8.0 => f32::NEG_INFINITY,
                     x if id % 97 == 3 => x / 2.0 + 6.0,
                     x => x / 2.0,
                 })
-                .collect()
+                .collect();
+            // A row without a possible id would be faulty.
+            if row.iter().all(|&x| x == f32::NEG_INFINITY) {
+                row[0] = 0.0;
+            }
+            row
         };
         let target: Vec<Vec<f32>> = (0..=self.drafts).map(|_| row()).collect();
         let draft: Vec<Vec<f32>> = target[..self.drafts]
@@ -80,6 +90,13 @@ impl Generated {
                 let mut q = p.clone();
                 if self.distance > 0.0 {
                     q.iter_mut().for_each(|x| *x += (next() * 2.0).round() / 2.0 * self.distance);
+                }
+                if let Some(chosen) = self.chosen {
+                    let likeliest = likeliest(&q, chosen);
+                    (0..)
+                        .zip(&mut q)
+                        .filter(|(id, _)| !likeliest.contains(id))
+                        .for_each(|(_, x)| *x = f32::NEG_INFINITY);
                 }
                 q
             })
@@ -143,13 +160,14 @@ prop_compose! {
         drafts in drafts,
         distance in prop::sample::select(vec![0.0f32, 0.5, 1.0, 4.0]),
         has_distribution in prop::bool::weighted(0.8),
+        chosen in prop::option::of(prop_oneof![Just(1usize), 2usize..9, Just(32)]),
         groups in prop::collection::vec(0usize..9, 0..4),
         position in 0usize..100_000,
         seed in any::<u64>(),
     ) -> Generated {
         let params = SamplingParams { temperature, top_k, top_p, min_p };
         let groups = groups.into_iter().fold(GroupSet::default(), GroupSet::with);
-        Generated { rule, params, drafts, distance, has_distribution, groups, position, seed }
+        Generated { rule, params, drafts, distance, has_distribution, chosen, groups, position, seed }
     }
 }
 
@@ -163,12 +181,34 @@ pub struct Outcome {
 /// Number of rows in front of the drafts' rows in the draft logits; these rows have no statistics.
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
+/// The ids that are above −∞ in rows of logits, with their logits.
+struct ChosenIds {
+    count: usize,
+    ids: Operand<i32>,
+    logits: Operand<f32>,
+}
+
+impl ChosenIds {
+    /// Returns the ids of `rows`, or `None` if a row has too many for a chain.
+    fn of(bench: &Bench, rows: &[&Vec<f32>]) -> Option<Self> {
+        let finite = |row: &&Vec<f32>| row.iter().filter(|&&x| x > f32::NEG_INFINITY).count();
+        let count = rows.iter().map(finite).max()?.max(1);
+        let ids: Vec<Vec<u32>> = rows.iter().map(|row| likeliest(row, count)).collect();
+        let logits = rows.iter().zip(&ids).flat_map(|(row, ids)| ids.iter().map(|&id| row[id as usize]));
+        let (ids, logits): (Vec<i32>, Vec<f32>) =
+            (ids.concat().iter().map(|&id| id as i32).collect(), logits.collect());
+        let tables = || Self { count, ids: bench.memory(&ids), logits: bench.memory(&logits) };
+        (count <= MAX_CHOSEN).then(tables)
+    }
+}
+
 pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence]) -> Outcome {
     let Bench { kernels, stream } = bench;
     let stride = vocab.next_multiple_of(8) + 8;
     let (mut target, mut draft) = (Vec::new(), vec![L::of(f32::NAN); ROWS_BEFORE_DRAFTS * stride]);
     let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
-    let (mut tokens, mut requests) = (vec![-7], Vec::new());
+    let (mut tokens, mut requests, mut chained_requests) = (vec![-7], Vec::new(), Vec::new());
+    let mut draft_rows: Vec<&Vec<f32>> = Vec::new();
     let store = |row: &[f32], to: &mut Vec<L>| {
         to.extend(row.iter().map(|&x| L::of(x)));
         to.resize(to.len().next_multiple_of(stride), L::of(f32::NAN));
@@ -181,20 +221,23 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
         // row is needed.
         let shared = last.filter(|(last, _)| !draws && last.has_rows_of(sequence));
         let first = shared.map_or([target_ways.len(), draft_ways.len(), tokens.len()], |(_, first)| first);
-        requests.push(
+        // The chosen ids of chained drafts have no rows in front of the drafts' rows.
+        let request = |rows_before| {
             Verify::new(&VerifySequence {
                 rule: sequence.effective_rule(),
                 seed: sequence.seed,
                 position: sequence.position,
                 drafts,
                 first_target: first[0],
-                first_draft: sequence.draft.is_some().then_some(ROWS_BEFORE_DRAFTS + first[1]),
+                first_draft: sequence.draft.is_some().then_some(rows_before + first[1]),
                 first_token: first[2],
                 groups: sequence.groups,
             })
             .and_then(|request| request.with_draft_stats_at(first[1]))
-            .unwrap(),
-        );
+            .unwrap()
+        };
+        requests.push(request(ROWS_BEFORE_DRAFTS));
+        chained_requests.push(request(0));
         last = Some((sequence, first));
         if shared.is_some() {
             continue;
@@ -206,10 +249,12 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
         }
         for row in sequence.draft.iter().flatten() {
             draft_ways.push(RowSampling::new(&sequence.params, None).unwrap());
+            draft_rows.push(row);
             store(row, &mut draft);
         }
         tokens.extend(&sequence.tokens);
     }
+    let chained = ChosenIds::of(bench, &draft_rows);
     let drafts_rows = bench.memory(&draft[ROWS_BEFORE_DRAFTS * stride..]);
     let (target, draft, tokens) = (bench.memory(&target), bench.memory(&draft), bench.memory(&tokens));
     let sample = |logits: &Operand<L>, ways: &[RowSampling]| {
@@ -235,7 +280,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let (target_stats, partials): (Operand<RowStats>, _) = sample(&target, &target_ways);
     let (draft_stats, _) = sample(&drafts_rows, &draft_ways);
     let batch = sequences.len();
-    let requests = bench.memory(&requests);
+    let (requests, chained_requests) = (bench.memory(&requests), bench.memory(&chained_requests));
     let mut workspace = bench.memory(&vec![f32::NAN; accept_workspace_len(batch, vocab).unwrap()]);
     let (mut arrived, mut error) = (bench.memory(&vec![0u32; batch]), bench.memory(&[0u32]));
     let unwritten = Verdict {
@@ -250,17 +295,35 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let mut verdicts = bench.memory(&vec![unwritten; batch]);
     let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
     let mut outcomes = Vec::new();
-    // The kernel runs twice: once reading every id, and once skipping chunks without an id that p keeps.
-    for partials in [None, Some(&partials)] {
+    // The kernel runs with every id read, and with chunks skipped that have no id that p keeps; and in both ways with
+    // the chosen ids of the drafts in place of their logits, if the ids are few enough.
+    let ways = [
+        (None, None),
+        (Some(&partials), None),
+        (None, chained.as_ref()),
+        (Some(&partials), chained.as_ref()),
+    ];
+    for (partials, chained) in &ways[..if chained.is_some() { 4 } else { 2 }] {
         let args = Accept {
             vocab,
             stride,
-            sequences: bench.view(&requests),
+            sequences: bench.view(if chained.is_some() { &chained_requests } else { &requests }),
             target_partials: partials.map(|partials| bench.view(partials)),
             any_block: sequences.iter().any(|s| s.effective_rule() == Rule::Block),
             tokens: bench.view(&tokens),
             target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
-            draft: Some(SampledRows { logits: bench.view(&draft), stats: bench.view(&draft_stats) }),
+            draft: Some(match chained {
+                None => DraftDistributions::Logits(SampledRows {
+                    logits: bench.view(&draft),
+                    stats: bench.view(&draft_stats),
+                }),
+                Some(chained) => DraftDistributions::Chained(ChainedRows {
+                    count: chained.count,
+                    ids: bench.view(&chained.ids),
+                    chosen: bench.view(&chained.logits),
+                    stats: bench.view(&draft_stats),
+                }),
+            }),
             workspace: bench.view_mut(&mut workspace),
             arrived: bench.view_mut(&mut arrived),
             verdicts: bench.view_mut(&mut verdicts),
@@ -276,7 +339,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     }
     assert_eq!(bench.host(&error), [0]);
     let outcome = outcomes.pop().unwrap();
-    assert_eq!(outcomes, std::slice::from_ref(&outcome), "reading every id gives another outcome");
+    assert!(outcomes.iter().all(|other| *other == outcome), "{outcomes:?} differ from {outcome:?}");
     outcome
 }
 

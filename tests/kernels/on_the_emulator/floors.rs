@@ -12,6 +12,7 @@ use half::bf16;
 use crate::cases::Case;
 use crate::cases::acceptance::Acceptance;
 use crate::cases::attention::Attention;
+use crate::cases::chain::Chain;
 use crate::cases::glue::{Append, Elementwise};
 use crate::cases::sampling::{Sampling, Stored};
 use crate::cases::selection::{Rotations, Selection};
@@ -177,6 +178,24 @@ fn acceptance_of<L: Stored>(logits: PhantomData<L>) {
     // statistics.
     let case = Acceptance { batch: 4, drafts, vocab: 64, rule: "match", logits };
     at_the_floor(&case, Beside { read: 4 * (48 + 4), written: 0 }, &["committed", "verdicts"]);
+}
+
+#[test]
+fn chain() {
+    chain_of(PhantomData::<f32>);
+    chain_of(PhantomData::<bf16>);
+    let (batch, slots, count) = (3, 16, 16);
+    let walk = Chain { kernel: "chain_walk", batch, slots, count, size: 0, stored: PhantomData::<f32> };
+    // The random numbers of a draft take its ids a second time.
+    at_the_floor(&walk, Beside::default(), &["scores", "chosen", "stats"]);
+}
+
+fn chain_of<L: Stored>(stored: PhantomData<L>) {
+    let case = |kernel, batch, count, size| Chain { kernel, batch, slots: 4, count, size, stored };
+    // 20 of 32 chunks of 1024 ids.
+    at_the_floor(&case("chain_choose", 1, 20, VOCAB), Beside::default(), &["logits", "ids", "chosen"]);
+    // Four warps and four CTAs per row share the factors, which the caches serve.
+    at_the_floor(&case("chain_score", 3, 16, 520), Beside::default(), &["scores"]);
 }
 
 #[test]

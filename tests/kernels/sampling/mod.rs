@@ -1,11 +1,11 @@
 //! Tests that compare the sampling kernels with the reference in double precision and with themselves: alone, and in
 //! any batch, order, tiling and schedule.
 
-mod batch;
+pub mod batch;
 mod edits;
-mod generators;
+pub mod generators;
 mod on_the_emulator;
-mod oracle;
+pub mod oracle;
 mod released_models;
 
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};

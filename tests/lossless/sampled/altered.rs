@@ -160,10 +160,6 @@ impl Device for Altered {
         self.cpu.upload_draft(scores, out)
     }
 
-    fn chains_drafts(&self) -> bool {
-        self.cpu.chains_drafts()
-    }
-
     fn verify<'a>(
         &'a self,
         tables: StepTables<'a, Buffer>,

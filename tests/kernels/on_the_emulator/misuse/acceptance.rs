@@ -3,7 +3,8 @@
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    Accept, ChainedRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{RowStats, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
@@ -35,6 +36,9 @@ struct Batch {
     target_partials: Memory,
     draft: Memory,
     draft_stats: Memory,
+    /// The chosen ids of chained drafts and their logits, in place of `draft`; two per row.
+    chained: Option<[Memory; 2]>,
+    count: usize,
     workspace: Memory,
     arrived: Memory,
     verdicts: Memory,
@@ -53,6 +57,8 @@ fn batch(sequences: usize) -> Batch {
         target_partials: Memory::zeros::<f32>(workspace_len(3, 10, false).unwrap()),
         draft: Memory::zeros::<f32>(2 * 16),
         draft_stats: Memory::zeros::<RowStats>(2),
+        chained: None,
+        count: 2,
         workspace: Memory::zeros::<f32>(accept_workspace_len(sequences, 10).unwrap()),
         arrived: Memory::zeros::<u32>(sequences),
         verdicts: Memory::zeros::<Verdict>(sequences),
@@ -74,7 +80,18 @@ impl Launch for Batch {
                 logits: self.target.view::<f32>(host),
                 stats: self.target_stats.view(host),
             },
-            draft: Some(SampledRows { logits: self.draft.view(host), stats: self.draft_stats.view(host) }),
+            draft: Some(match &self.chained {
+                None => DraftDistributions::Logits(SampledRows {
+                    logits: self.draft.view(host),
+                    stats: self.draft_stats.view(host),
+                }),
+                Some([ids, chosen]) => DraftDistributions::Chained(ChainedRows {
+                    count: self.count,
+                    ids: ids.view(host),
+                    chosen: chosen.view(host),
+                    stats: self.draft_stats.view(host),
+                }),
+            }),
             workspace: self.workspace.view_mut(host),
             arrived: self.arrived.view_mut(host),
             verdicts: self.verdicts.view_mut(host),
@@ -130,6 +147,33 @@ fn accept() {
     let expected = unsupported(KERNEL, "batch", 65_536, "up to 65535");
     refused(|| batch(65_536), |_| (), expected);
     assert_eq!(accept_workspace_len(usize::MAX / 64, 10), None);
+}
+
+#[test]
+fn accept_chained_drafts() {
+    const KERNEL: &str = "accept_f32";
+    let sound = || {
+        let chained = Some([Memory::zeros::<i32>(2 * 2), Memory::zeros::<f32>(2 * 2)]);
+        Batch { chained, ..batch(2) }
+    };
+    fn part(k: &mut Batch, index: usize) -> &mut Memory {
+        &mut k.chained.as_mut().unwrap()[index]
+    }
+    taken(sound);
+    operands_are_checked(
+        sound,
+        KERNEL,
+        &[
+            measured("draft ids", 4, |k: &mut Batch| part(k, 0)),
+            measured("draft logits", 4, |k| part(k, 1)),
+            measure("draft stats", 4, |k| &mut k.draft_stats),
+        ],
+    );
+    refused(sound, |k| k.draft_stats.shorten(1), length(KERNEL, "draft ids", 2, 4));
+    for count in [0, 33] {
+        let expected = unsupported(KERNEL, "number of chosen ids", count, "1 to 32");
+        refused(sound, |k| k.count = count as usize, expected);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod acceptance;
 mod attention;
 mod between_products;
+mod chain;
 mod memory;
 mod pass;
 mod sampling;
