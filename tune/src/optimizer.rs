@@ -309,6 +309,12 @@ impl Schedule {
     }
 }
 
+/// Returns the number of steps over which the learning rate of a resumed run of now `steps` steps falls. A run whose
+/// schedule of `scheduled` steps is complete stays at the final rate; any other run falls over its new number of steps.
+pub fn schedule_steps(step: usize, scheduled: usize, steps: usize) -> usize {
+    if step >= scheduled { scheduled } else { steps }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

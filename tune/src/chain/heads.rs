@@ -246,6 +246,20 @@ impl ChainHeads {
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
     pub fn draft(&self, target: &FrozenTarget, slots: &ChainSlots) -> Result<Vec<Prediction>> {
+        self.draft_after(target, slots, false)
+    }
+
+    /// Drafts the slots of blocks as [`draft`](Self::draft) does. If `bonus_only`, every slot's scores take the bonus token
+    /// instead of the token drafted before, for comparison.
+    ///
+    /// # Errors
+    /// Candle's errors: mismatched shapes, out of memory.
+    pub fn draft_after(
+        &self,
+        target: &FrozenTarget,
+        slots: &ChainSlots,
+        bonus_only: bool,
+    ) -> Result<Vec<Prediction>> {
         let blocks = slots.bonuses.len();
         let mut before = slots.bonuses.clone();
         let mut predictions = vec![Prediction::default(); blocks * slots.slots];
@@ -265,7 +279,9 @@ impl ChainHeads {
             for ((row, logits), before) in rows().zip(&logits).zip(&mut before) {
                 let (ids, _) = slots.likeliest.row(row, self.config.top_k);
                 predictions[row] = largest(ids, logits);
-                *before = predictions[row].token;
+                if !bonus_only {
+                    *before = predictions[row].token;
+                }
             }
         }
         Ok(predictions)

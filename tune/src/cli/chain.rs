@@ -40,7 +40,7 @@ fn settings(args: &ChainArgs) -> Result<ChainSettings> {
             }
         )*};
     }
-    take!(kind, rank, top_k, gamma, steps, sequences, anchors, learning_rate, compute, seed);
+    take!(kind, rank, top_k, bonus_only, gamma, steps, sequences, anchors, learning_rate, compute, seed);
     take!(evaluate_every, evaluate_on, checkpoint_every);
     Ok(settings)
 }

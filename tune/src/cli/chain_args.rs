@@ -40,6 +40,10 @@ pub struct ChainArgs {
     /// Number of likeliest token ids per slot that drafting corrects, 1 to 32 [default: 16]
     #[arg(long, value_name = "K", help_heading = "Chain")]
     pub top_k: Option<usize>,
+    /// Let every slot's correction depend on the bonus token instead of the token before, for comparison; such a chain is
+    /// not exported [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Chain")]
+    pub bonus_only: Option<bool>,
 
     /// Total number of training steps [default: 2000]
     #[arg(long, value_name = "N", help_heading = "Training")]

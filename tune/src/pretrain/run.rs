@@ -17,7 +17,7 @@ use super::settings::PretrainSettings;
 use crate::checkpoint;
 use crate::error::{Result, TuneError};
 use crate::json_lines::Appender;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, schedule_steps};
 
 /// The paths that a pretraining run reads and writes.
 #[derive(Clone, Debug)]
@@ -60,6 +60,9 @@ struct Description {
     /// Hash of the training tokens.
     fingerprint: u64,
     step: usize,
+    /// Number of steps over which the learning rate falls; 0 in old checkpoints, where it is the number in the settings.
+    #[serde(default)]
+    schedule_steps: usize,
 }
 
 /// Trains a model on text, or resumes if the output folder holds a checkpoint of the same run.
@@ -110,6 +113,7 @@ pub fn pretrain(
     let model = PretrainModel::random(&config, DType::F32, device, settings.seed)?;
     let mut optimizer = AdamW::new(model.parameters(), settings.adam)?;
     let fingerprint = tokens.fingerprint();
+    let mut scheduled = settings.steps;
     if let Some((tensors, description)) = saved {
         if description.fingerprint != fingerprint {
             let hex = |x: u64| format!("tokens {x:016x}");
@@ -121,6 +125,11 @@ pub fn pretrain(
                 reason: format!("{name} is missing or has another shape"),
             });
         }
+        let before = match description.schedule_steps {
+            0 => description.settings.steps,
+            steps => steps,
+        };
+        scheduled = schedule_steps(description.step, before, settings.steps);
     }
 
     let mut tell = |event: Event| -> Result<()> {
@@ -140,7 +149,7 @@ pub fn pretrain(
     let mut layouts = Layouts::default();
     let mut checkpoint_step = optimizer.steps();
     let mut meter = Meter::new();
-    let schedule = settings.schedule();
+    let schedule = settings.schedule(scheduled);
     while optimizer.steps() < settings.steps {
         let step = optimizer.steps();
         let (window, count) = settings.windows(step);
@@ -175,7 +184,8 @@ pub fn pretrain(
             meter.restart();
         }
         if due(settings.checkpoint_every) {
-            let description = Description { settings: settings.clone(), fingerprint, step };
+            let settings = settings.clone();
+            let description = Description { settings, fingerprint, step, schedule_steps: scheduled };
             checkpoint::save(&checkpoint_path, &optimizer.state(), &description)?;
             checkpoint_step = step;
             export(&paths.out, &model, &config, DType::BF16)?;

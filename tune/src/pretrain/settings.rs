@@ -140,9 +140,9 @@ impl PretrainSettings {
     }
 
     /// Returns the learning-rate schedule.
-    pub fn schedule(&self) -> Schedule {
-        let warmup = (self.warmup * self.steps as f64).ceil() as usize;
-        Schedule { peak: self.learning_rate, warmup, steps: self.steps }
+    pub fn schedule(&self, steps: usize) -> Schedule {
+        let warmup = (self.warmup * steps as f64).ceil() as usize;
+        Schedule { peak: self.learning_rate, warmup, steps }
     }
 
     /// Returns the length and number of the windows of step `step`, counted from 0.

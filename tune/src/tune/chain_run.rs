@@ -12,7 +12,7 @@ use super::batch::{Pick, SlotLabels, choose_anchors, in_order};
 use super::chain_rows::ChainRows;
 use super::chain_settings::{ChainSettings, Kind};
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
-use super::description::{Evaluated, of_transcripts, schedule_steps};
+use super::description::{Evaluated, of_transcripts};
 use super::kept_slots::{FrozenDrafter, KeptSlots};
 use super::run::{Observer, Outcome, StepMetrics};
 use super::walk::{Walk, drafted_positions};
@@ -21,7 +21,7 @@ use crate::checkpoint;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError, settings_difference};
 use crate::hash;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, schedule_steps};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
@@ -101,7 +101,7 @@ pub fn run_chain(
             state.save()?;
         }
     }
-    let drafter = state.drafter_dir();
+    let drafter = (!settings.bonus_only).then(|| state.drafter_dir());
     // The last step is evaluated.
     let best = state.description.best.ok_or(TuneError::TooLittleData {
         path: out.into(),
@@ -109,7 +109,7 @@ pub fn run_chain(
         unit: TO_WALK,
         needed: 1,
     })?;
-    Ok(Outcome { tau: best.tau, step: best.step, drafter: Some(drafter) })
+    Ok(Outcome { tau: best.tau, step: best.step, drafter })
 }
 
 struct State<'a> {
@@ -154,6 +154,7 @@ impl<'a> State<'a> {
             check_same_run(&path, &found, &description)?;
             let exported = out.join("drafter");
             if let Some(best) = found.best
+                && !settings.bonus_only
                 && !exported.join("model.safetensors").is_file()
             {
                 let reason = format!(
@@ -200,8 +201,12 @@ impl<'a> State<'a> {
             row_count += pick.anchors.len() * block_size;
             let slots = self.train.slots(&self.frozen, transcript)?;
             let (transcripts, gamma) = (self.train.transcripts(), self.settings.gamma);
-            let labels =
+            let mut labels =
                 SlotLabels::new(std::slice::from_ref(&pick), transcripts, block_size, gamma, &shortlist)?;
+            if self.settings.bonus_only {
+                let bonus = |row: usize| slots.bonuses[row / slots.slots.max(1)];
+                labels.before = (0..labels.before.len()).map(bonus).collect();
+            }
             rows.add(&labels, &shortlist, &slots.likeliest, slots.hidden.as_ref())?;
         }
         rows.normalise();
@@ -248,7 +253,7 @@ impl<'a> State<'a> {
                 continue;
             }
             let slots = self.heldout.slots(&self.frozen, transcript)?;
-            let predictions = self.heads.draft(self.frozen.target, &slots)?;
+            let predictions = self.heads.draft_after(self.frozen.target, &slots, self.settings.bonus_only)?;
             let walked = &self.heldout.transcripts()[transcript];
             walk.take_transcript(walked, &predictions, slots.slots, &confidence);
         }
@@ -259,7 +264,9 @@ impl<'a> State<'a> {
         // Of two equal drafters the later one has seen more data.
         if self.description.best.is_none_or(|best| tau >= best.tau) {
             self.description.best = Some(Evaluated { step, tau });
-            export_chain(source, &self.drafter_dir(), &self.heads)?;
+            if !self.settings.bonus_only {
+                export_chain(source, &self.drafter_dir(), &self.heads)?;
+            }
         }
         Ok(walk)
     }

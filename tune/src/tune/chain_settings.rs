@@ -83,6 +83,9 @@ pub struct ChainSettings {
     pub rank: usize,
     /// K: number of ids per slot that drafting scores.
     pub top_k: usize,
+    /// True if every slot's scores take the bonus token instead of the token before the slot, for comparison; such a
+    /// chain is not exported.
+    pub bonus_only: bool,
     /// γ in the weight of slot j in the loss, exp(−(j − 1) / γ).
     pub gamma: f64,
     /// Total number of training steps of the run.
@@ -121,6 +124,7 @@ impl Default for ChainSettings {
             kind: Kind::Pair,
             rank: 256,
             top_k: 16,
+            bonus_only: false,
             gamma: 4.0,
             steps: 2000,
             sequences: 4,

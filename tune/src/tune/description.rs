@@ -34,12 +34,6 @@ pub(super) struct Evaluated {
     pub tau: f64,
 }
 
-/// Returns the number of steps over which the learning rate of a resumed run of now `steps` steps falls. A run whose
-/// schedule of `scheduled` steps is complete stays at the final rate; any other run falls over its new number of steps.
-pub(super) fn schedule_steps(step: usize, scheduled: usize, steps: usize) -> usize {
-    if step >= scheduled { scheduled } else { steps }
-}
-
 /// Checks that a checkpoint belongs to the run that would resume from it.
 ///
 /// # Errors

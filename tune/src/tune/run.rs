@@ -14,7 +14,7 @@ use super::batch::{Batch, Pick, SlotLabels, labelled_rows, picks};
 use super::chain_rows::ChainRows;
 use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
 use super::clean::Corpus;
-use super::description::{Description, Evaluated, check_same_run, of_transcripts, schedule_steps};
+use super::description::{Description, Evaluated, check_same_run, of_transcripts};
 use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::{DrafterChoice, Settings};
 use super::walk::{Drafting, Walk, walk};
@@ -25,7 +25,7 @@ use crate::error::{Result, TuneError};
 use crate::export::{OrthrusExport, export};
 use crate::hash;
 use crate::loss::cross_entropy;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, schedule_steps};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
@@ -70,7 +70,7 @@ pub struct Outcome {
     pub tau: f64,
     /// The step that reached `tau`.
     pub step: usize,
-    /// Folder of the drafter; `None` if the whole tail was trained, which gives no usable drafter.
+    /// Folder of the drafter; `None` for a run that gives no usable drafter.
     pub drafter: Option<PathBuf>,
 }
 

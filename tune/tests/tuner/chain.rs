@@ -72,6 +72,32 @@ fn a_chain_learns_to_count() {
     }
 }
 
+/// The bonus token alone tells a pair of tokens nothing about the slot between them.
+#[test]
+fn a_chain_of_the_bonus_token_learns_less() {
+    let source = tempfile::tempdir().unwrap();
+    drafter(&target(), source.path());
+    let tau = |bonus_only| {
+        let out = tempfile::tempdir().unwrap();
+        let settings = ChainSettings {
+            bonus_only,
+            steps: 200,
+            top_k: 31,
+            rank: 24,
+            learning_rate: 3e-2,
+            ..settings(Kind::Pair)
+        };
+        let outcome = train(source.path(), &settings, out.path(), &mut Recorder::default()).unwrap();
+        assert_eq!(outcome.drafter.is_some(), !bonus_only);
+        assert_eq!(out.path().join("drafter").exists(), !bonus_only);
+        // A complete run is continued, with or without a drafter.
+        train(source.path(), &settings, out.path(), &mut Recorder::default()).unwrap();
+        outcome.tau
+    };
+    let (bonus_only, chained) = (tau(true), tau(false));
+    assert!(chained > 1.25 * bonus_only, "{chained} {bonus_only}");
+}
+
 #[test]
 fn a_run_that_was_killed_goes_on_with_the_same_numbers() {
     for (kind, kept_gib) in [(Kind::Pair, 0.1), (Kind::Hidden, 0.1), (Kind::Hidden, 0.0)] {
