@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the tiny target's drafter with the settings in tune.json, into DIR (default: demo/tiny/run). The target
-# continues windows of the text that fetch.sh fetched, and the drafter learns to guess these continuations. A stopped
-# run resumes when the script is run again.
+# Makes the tiny target's drafter with the settings in tune.json, into DIR (default: demo/tiny/run), and a chain for the
+# drafter with the settings in chain.json, into DIR/chained. The target continues windows of the text that fetch.sh
+# fetched, and the drafter learns to guess these continuations. A stopped run resumes when the script is run again.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,4 +22,11 @@ tune data --target "$target" --continue "$text/heldout.txt" --window 32 --count 
     --max-response 192 --out "$out/unseen"
 cp "$out/unseen/heldout.jsonl" "$out/data/heldout.jsonl"
 tune tune --target "$target" --data "$out/data" --out "$out" --config demo/tiny/tune.json
-tune eval --target "$target" --draft "$out/drafter" --prompts demo/tiny/unseen.jsonl --raw
+tune chain --target "$target" --draft "$out/drafter" --data "$out/data" --out "$out/chained" --config demo/tiny/chain.json
+for drafter in "$out/drafter" "$out/chained/drafter"; do
+    tune eval --target "$target" --draft "$drafter" --prompts demo/tiny/unseen.jsonl --raw
+done
+# What bounds the acceptance length: the oracle's, and that of counted trigrams.
+tune data --target "$target" --prompts demo/tiny/unseen.jsonl --raw --held-out 1 --max-response 128 --out "$out/prompts"
+tune headroom --target "$target" --draft "$out/chained/drafter" --transcripts "$out/prompts/heldout.jsonl" \
+    --counted "$out/data/train.jsonl"
