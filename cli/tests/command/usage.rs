@@ -147,7 +147,7 @@ fn arguments_that_are_not_understood() {
         (&["--samples", "0"], "invalid value '0' for '--samples <N>': expected a whole number of at least 1"),
         (
             &["--draft", "random:many"],
-            "invalid value 'random:many' for '--draft <DIR|ID|random:N>': expected a number of layers after `random:`, found `many`",
+            "invalid value 'random:many' for '--draft <DIR|ID|random:N|lookup>': expected a number of layers after `random:`, found `many`",
         ),
         (&["--products", "fast"], "invalid value 'fast' for '--products <ALGORITHMS>'"),
         (&["bench", "--products", "all"], "invalid value 'all' for '--products <ALGORITHMS>'"),
