@@ -83,10 +83,11 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             tokens: stream.view(&tokens),
             target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
             target_partials: None,
-            draft: Some(DraftDistributions::Logits(SampledRows {
-                logits: stream.view(&draft),
+            draft: Some(DraftDistributions {
+                logits: Some(stream.view(&draft)),
+                chosen: None,
                 stats: stream.view(&draft_stats),
-            })),
+            }),
             workspace: stream.view_mut(&mut workspace),
             arrived: stream.view_mut(&mut arrived),
             verdicts: stream.view_mut(&mut verdicts),

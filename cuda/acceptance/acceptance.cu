@@ -17,8 +17,8 @@
 //   kernel                            sm_80   sm_90a
 //   accept_f32                           76       74
 //   accept_bf16                          76       75
-//   accept_block_sums_f32                64       64
-//   accept_block_sums_bf16               63       64
+//   accept_block_sums_f32                64       63
+//   accept_block_sums_bf16               62       64
 //   select_drafts                        23       24
 //   follow_verdicts                      15       15
 #include "../common/shapes.h"

@@ -10,6 +10,12 @@ enum FlexdraftRule {
     FLEXDRAFT_RULE_BLOCK = 2      /* rule `block`: block verification, arXiv 2403.10444 */
 };
 
+/* The values of FlexdraftVerify.first_draft that are not rows. */
+enum FlexdraftDraftKind {
+    FLEXDRAFT_DRAFT_CERTAIN = -1, /* the draft tokens are not drawn: q_j(d_j) = 1 for every j */
+    FLEXDRAFT_DRAFT_CHAINED = -2  /* the draft has a chain: q_1 is the row first_draft_stats of the chosen ids */
+};
+
 /* One sequence whose draft tokens are verified. d_1 to d_v are its draft tokens. Row first_target + i of the target
  * has p_i, the distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the
  * distribution that d_j was drawn from. */
@@ -20,9 +26,9 @@ struct FlexdraftVerify {
     int32_t rule;              /* FlexdraftRule */
     int32_t drafts;            /* v, the number of draft tokens, 0 to 63 */
     int32_t first_target;      /* the row of the target's logits that gives p_0 */
-    int32_t first_draft;       /* the row of the draft's logits that gives q_1; -1: none, q_j(d_j) = 1 for every j */
+    int32_t first_draft;       /* the row of the draft's logits that gives q_1, or a FlexdraftDraftKind */
     int32_t first_token;       /* the index of d_1 in `tokens` */
-    int32_t first_draft_stats; /* the row of q_1 in the draft's statistics; not read if first_draft is -1 */
+    int32_t first_draft_stats; /* the row of q_1 in the draft's statistics; not read if q_j(d_j) is 1 */
 };
 
 /* The result of verifying the draft tokens of one sequence. */
@@ -53,10 +59,10 @@ struct FlexdraftAcceptParams {
     const float* target_partials;
     const void* draft; /* the drafts' logits, [draft_rows, logit_stride], of the target's type; may be null */
     const struct FlexdraftRowStats* draft_stats; /* statistics of the drafts' rows, [draft_stats_rows]; may be null */
-    /* the chosen ids of drafts with a chain, whose rows are the rows of q in place of `draft`: every other id has the logit
-     * -inf, [draft_rows, draft_count]; null without a chain */
+    /* the chosen ids of drafts with a chain, every other id has the logit -inf, [draft_stats_rows, draft_count]; null
+     * without a chain */
     const int32_t* draft_ids;
-    const float* draft_chosen; /* the chained logits of the chosen ids, [draft_rows, draft_count] */
+    const float* draft_chosen; /* the chained logits of the chosen ids, [draft_stats_rows, draft_count] */
     /* workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks] */
     float* sums;
     /* workspace: the best id of each chunk, as its value in the race and the bits of the id, [batch, chunks, 2] */

@@ -39,9 +39,18 @@ struct Distribution {
 
     FLEXDRAFT_METHOD float at(int32_t id) const {
         if (logits != nullptr) return of(load_logit(logits + id), id);
-        float logit = -infinity;
-        for (int32_t i = 0; i < count; ++i) logit = ids[i] == id ? chosen[i] : logit;
-        return of(logit, id);
+        // The ids are loaded in groups of eight, whose loads are in flight together. The last group repeats the last id.
+        constexpr int32_t group = 8;
+        int32_t place = -1;
+#pragma unroll 1
+        for (int32_t first = 0; first < count; first += group) {
+            int32_t loaded[group];
+#pragma unroll
+            for (int32_t i = 0; i < group; ++i) loaded[i] = ids[min(first + i, count - 1)];
+#pragma unroll
+            for (int32_t i = 0; i < group; ++i) place = loaded[i] == id ? min(first + i, count - 1) : place;
+        }
+        return of(place < 0 ? -infinity : chosen[place], id);
     }
 
     // Returns the chosen ids from `first` to end − 1. All lanes of a warp call this together.
@@ -106,9 +115,10 @@ struct Verification {
         const bool counts = s.drafts >= 0 && s.drafts <= FLEXDRAFT_MAX_DRAFTS && s.position >= 0;
         const bool target = s.first_target >= 0 && s.first_target < p.target_rows - s.drafts;
         const bool tokens = s.first_token >= 0 && s.first_token <= p.token_count - s.drafts;
-        const bool draft =
-            s.first_draft == -1 || (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts &&
-                                    s.first_draft_stats >= 0 && s.first_draft_stats <= p.draft_stats_rows - s.drafts);
+        const bool stats = s.first_draft_stats >= 0 && s.first_draft_stats <= p.draft_stats_rows - s.drafts;
+        const bool rows = s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts;
+        const bool chained = s.first_draft == FLEXDRAFT_DRAFT_CHAINED && p.draft_count > 0;
+        const bool draft = s.first_draft == FLEXDRAFT_DRAFT_CERTAIN || (stats && (rows || chained));
         return counts && target && tokens && draft;
     }
 
@@ -126,13 +136,14 @@ struct Verification {
     }
 
     FLEXDRAFT_METHOD Distribution<Logit> draft(int32_t j) const {
-        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j)};
-        const int64_t row = sequence.first_draft + j - 1;
-        const FlexdraftRowStats stats = p.draft_stats[sequence.first_draft_stats + j - 1];
-        if (p.draft_count > 0) {
-            const int64_t first = row * p.draft_count;
+        if (sequence.first_draft == FLEXDRAFT_DRAFT_CERTAIN) return {nullptr, FlexdraftRowStats(), token(j)};
+        const int64_t stats_row = sequence.first_draft_stats + j - 1;
+        const FlexdraftRowStats stats = p.draft_stats[stats_row];
+        if (sequence.first_draft == FLEXDRAFT_DRAFT_CHAINED) {
+            const int64_t first = stats_row * p.draft_count;
             return {nullptr, stats, 0, nullptr, p.draft_ids + first, p.draft_chosen + first, p.draft_count};
         }
+        const int64_t row = sequence.first_draft + j - 1;
         return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, stats, 0};
     }
 
@@ -147,7 +158,9 @@ struct Verification {
     // probability 0 in both.
     FLEXDRAFT_METHOD float2 probabilities(int32_t i) const {
         const int32_t id = token(i);
-        if (id < 0 || id >= p.vocab) return make_float2(0.0f, sequence.first_draft < 0 ? 1.0f : 0.0f);
+        if (id < 0 || id >= p.vocab) {
+            return make_float2(0.0f, sequence.first_draft == FLEXDRAFT_DRAFT_CERTAIN ? 1.0f : 0.0f);
+        }
         return make_float2(target(i - 1).at(id), draft(i).at(id));
     }
 };

@@ -191,10 +191,11 @@ impl<R: Runtime> Machine for On<R> {
                     logits: views.read(args.target, targets * stride),
                     stats: views.read(args.target_stats, targets),
                 },
-                draft: Some(DraftDistributions::Logits(SampledRows {
-                    logits: views.read(args.draft, drawn * stride),
+                draft: Some(DraftDistributions {
+                    logits: Some(views.read(args.draft, drawn * stride)),
+                    chosen: None,
                     stats: views.read(args.draft_stats, drawn),
-                })),
+                }),
                 workspace: views.write(args.workspace, usize::try_from(args.workspace_len)?),
                 arrived: views.write(args.arrived, batch),
                 verdicts: views.write(args.verdicts, batch),

@@ -19,8 +19,9 @@ use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::acceptance::{
-    FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_MAX_DRAFTS, FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH,
-    FLEXDRAFT_RULE_REJECTION, FlexdraftAcceptParams, FlexdraftVerdict, FlexdraftVerify,
+    FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_DRAFT_CERTAIN, FLEXDRAFT_DRAFT_CHAINED, FLEXDRAFT_MAX_DRAFTS,
+    FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH, FLEXDRAFT_RULE_REJECTION, FlexdraftAcceptParams,
+    FlexdraftVerdict, FlexdraftVerify,
 };
 use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_BLOCK_SHARES};
 use super::sampling::{Logit, RowStats, fault_of_code, workspace_len};
@@ -103,10 +104,23 @@ impl Verify {
             } as i32,
             drafts,
             first_target: index("first target row", sequence.first_target)?,
-            first_draft: sequence.first_draft.map_or(Ok(-1), |row| index("first draft row", row))?,
+            first_draft: sequence
+                .first_draft
+                .map_or(Ok(FLEXDRAFT_DRAFT_CERTAIN), |row| index("first draft row", row))?,
             first_token: index("first token", sequence.first_token)?,
             first_draft_stats: sequence.first_draft.map_or(Ok(0), |row| index("first draft row", row))?,
         }))
+    }
+
+    /// Returns the same sequence with a draft that has a chain. Row `first` of the [chosen ids](DraftDistributions::chosen)
+    /// and of the statistics gives q_1.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Overflow`] for a row beyond 2³¹.
+    pub fn with_chained_draft_at(mut self, first: usize) -> Result<Self, KernelError> {
+        self.0.first_draft = FLEXDRAFT_DRAFT_CHAINED;
+        self.with_draft_stats_at(first)
     }
 
     /// Returns the same sequence with the statistics of q_1 in row `first`, instead of in the row of its logits.
@@ -174,27 +188,28 @@ pub struct SampledRows<'a, L> {
     pub stats: View<'a, RowStats>,
 }
 
-/// The distributions of chained drafts, as [`Kernels::chain_walk`] left them: the chosen ids of each row with their
-/// logits. Every other id has the logit −∞.
+/// The chosen ids of drafts with a chain, and their logits, as [`Kernels::chain_walk`] left them. Every other id has the
+/// logit −∞.
 #[derive(Debug)]
-pub struct ChainedRows<'a> {
+pub struct ChosenRows<'a> {
     /// K: the number of chosen ids per row, 1 to [`MAX_CHOSEN`](super::chain::MAX_CHOSEN).
     pub count: usize,
     /// The chosen ids, `[rows, count]`.
     pub ids: View<'a, i32>,
     /// The chained logits of the chosen ids, `[rows, count]`.
-    pub chosen: View<'a, f32>,
-    /// The statistics of the rows, `[rows]`.
-    pub stats: View<'a, RowStats>,
+    pub logits: View<'a, f32>,
 }
 
-/// The distributions that drafts were drawn from.
+/// The distributions that drafts were drawn from: rows of logits, or the chosen ids of [drafts with a
+/// chain](Verify::with_chained_draft_at), or both for different sequences.
 #[derive(Debug)]
-pub enum DraftDistributions<'a, L> {
-    /// Rows of logits over the whole vocabulary.
-    Logits(SampledRows<'a, L>),
-    /// The chosen ids of drafts with a chain.
-    Chained(ChainedRows<'a>),
+pub struct DraftDistributions<'a, L> {
+    /// Rows of logits, `[rows, stride]`. Without chosen ids, there are at least as many rows as statistics.
+    pub logits: Option<View<'a, L>>,
+    /// Rows of chosen ids, one for each row of `stats`.
+    pub chosen: Option<ChosenRows<'a>>,
+    /// The statistics of the draft rows.
+    pub stats: View<'a, RowStats>,
 }
 
 /// The operands of [`Kernels::accept`].
@@ -311,23 +326,21 @@ impl<R: Runtime> Kernels<R> {
         let (mut draft, mut draft_stats) = (ptr::null(), ptr::null());
         let (mut draft_ids, mut draft_chosen, mut draft_count) = (ptr::null(), ptr::null(), 0);
         let (mut draft_rows, mut draft_stats_rows) = (0, 0);
-        match &args.draft {
-            None => {}
-            Some(DraftDistributions::Logits(SampledRows { logits, stats })) => {
-                draft_stats_rows = stats.len();
-                // The logits have at least one row per row of statistics.
-                draft_rows = draft_stats_rows.max(logits.len() / args.stride);
+        if let Some(DraftDistributions { logits, chosen, stats }) = &args.draft {
+            draft_stats_rows = stats.len();
+            draft_stats = operands.read("draft stats", stats, draft_stats_rows, 4)?.cast();
+            if let Some(ChosenRows { count, ids, logits }) = chosen {
+                operands.within(limits::chosen(*count))?;
+                draft_count = *count;
+                let elements = operands.product("draft ids", &[draft_stats_rows, *count])?;
+                draft_ids = operands.read("draft ids", ids, elements, 4)?;
+                draft_chosen = operands.read("draft logits", logits, elements, 4)?;
+            }
+            if let Some(logits) = logits {
+                let least = if chosen.is_none() { draft_stats_rows } else { 0 };
+                draft_rows = least.max(logits.len() / args.stride);
                 let elements = operands.product("draft", &[draft_rows, args.stride])?;
                 draft = operands.read("draft", logits, elements, 16)?.cast();
-                draft_stats = operands.read("draft stats", stats, draft_stats_rows, 4)?.cast();
-            }
-            Some(DraftDistributions::Chained(ChainedRows { count, ids, chosen, stats })) => {
-                operands.within(limits::chosen(*count))?;
-                (draft_rows, draft_stats_rows, draft_count) = (stats.len(), stats.len(), *count);
-                let elements = operands.product("draft ids", &[draft_rows, *count])?;
-                draft_ids = operands.read("draft ids", ids, elements, 4)?;
-                draft_chosen = operands.read("draft logits", chosen, elements, 4)?;
-                draft_stats = operands.read("draft stats", stats, draft_stats_rows, 4)?.cast();
             }
         }
         let partials = workspace_len(target_rows, args.vocab, false)?;

@@ -12,6 +12,7 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 
 use crate::decode_loop::{engine, gpu};
+use crate::proposals::drawing;
 use crate::support::models::{ChainSpec, Spec};
 use crate::support::policies::RandomGroups;
 use crate::support::runs::{Block, Output, blocks, run};
@@ -155,6 +156,32 @@ fn drafts_and_verdicts_are_the_cpu_device_s() {
             assert!(20 * agreement.same_verdicts >= 19 * agreement.verdicts, "{name}");
             assert!(20 * agreement.same_drafts >= 19 * agreement.drafts, "{name}");
         }
+    }
+}
+
+/// In one step, some sequences verify tokens that a source drew from whole rows of logits, and others the drafts of a
+/// chain.
+#[test]
+fn proposals_beside_chained_drafts_are_verified_as_on_the_cpu_device() {
+    for (kind, rule) in ChainKind::ALL.into_iter().zip([Rule::Rejection, Rule::Block]) {
+        let spec = spec(kind, 6);
+        let asked = || {
+            let mut requests = requests(5, SAMPLED, rule, 300);
+            requests.iter_mut().step_by(2).for_each(|request| request.proposer = Some(drawing(61)));
+            requests
+        };
+        let cpu = Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
+        let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), asked());
+        let expected = run(&mut engine(cpu, &spec, Mode::Parallel), asked());
+        let mut agreement = Agreement::default();
+        for (found, expected) in found.iter().zip(&expected) {
+            let [found, expected] = [found, expected].map(|output| blocks(std::slice::from_ref(output)));
+            agreement.add(&found, &expected);
+        }
+        assert!(
+            agreement.verdicts >= 20 && agreement.same_verdicts + 1 >= agreement.verdicts,
+            "{agreement:?}"
+        );
     }
 }
 

@@ -25,7 +25,7 @@ use crate::support::properties::properties;
 use crate::support::runs::{blocks, corrupted_continuation, run};
 
 /// Returns a source that draws tokens from logits that depend on the tokens so far.
-fn drawing(vocab: usize) -> Box<dyn Proposer> {
+pub fn drawing(vocab: usize) -> Box<dyn Proposer> {
     Box::new(move |prefix: &[u32], proposal: &mut Proposal<'_>| -> Result<(), HookError> {
         for _ in 0..3 + prefix.len() % 3 {
             let sum: u64 = prefix.iter().chain(proposal.tokens()).map(|&token| u64::from(token) + 1).sum();

@@ -323,10 +323,11 @@ impl Operands {
                     any_block: true,
                     tokens: bench.view(&self.tokens),
                     target: SampledRows { logits: bench.view(&self.logits), stats: bench.view(&self.stats) },
-                    draft: Some(DraftDistributions::Logits(SampledRows {
-                        logits: bench.view(&self.last_logits),
+                    draft: Some(DraftDistributions {
+                        logits: Some(bench.view(&self.last_logits)),
+                        chosen: None,
                         stats: bench.view(&self.last_stats),
-                    })),
+                    }),
                     workspace: bench.view_mut(&mut self.accept_workspace),
                     arrived: bench.view_mut(&mut self.arrived),
                     verdicts: bench.view_mut(&mut self.verdicts),

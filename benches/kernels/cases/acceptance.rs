@@ -228,10 +228,11 @@ impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
                     logits: runtime.view(stream, &self.target.logits),
                     stats: runtime.view(stream, &self.target.stats),
                 },
-                draft: Some(DraftDistributions::Logits(SampledRows {
-                    logits: runtime.view(stream, &self.draft.logits),
+                draft: Some(DraftDistributions {
+                    logits: Some(runtime.view(stream, &self.draft.logits)),
+                    chosen: None,
                     stats: runtime.view(stream, &self.draft.stats),
-                })),
+                }),
                 workspace: runtime.view_mut(stream, &mut self.workspace),
                 arrived: runtime.view_mut(stream, &mut self.arrived),
                 verdicts: runtime.view_mut(stream, &mut self.verdicts),

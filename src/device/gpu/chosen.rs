@@ -5,9 +5,8 @@ use std::ops::Range;
 use super::context::Context;
 use super::memory::allocate;
 use crate::device::DeviceError;
-use crate::kernels::acceptance::ChainedRows;
-use crate::kernels::sampling::RowStats;
-use crate::runtime::{Runtime, View};
+use crate::kernels::acceptance::ChosenRows;
+use crate::runtime::Runtime;
 
 /// The chosen ids of draws, and the chained logits of these ids. Every other id has the logit −∞.
 #[derive(Debug)]
@@ -56,19 +55,17 @@ impl<R: Runtime> ChosenIds<R> {
         Ok(runtime.copy(stream, &self.logits, elements, &mut to.logits, first * to.count)?)
     }
 
-    /// Views the first `draws` draws, whose statistics are `stats`, for acceptance.
+    /// Views the first `draws` draws, for acceptance.
     pub(super) fn rows<'a>(
         &'a self,
         context: &'a Context<R>,
         draws: usize,
-        stats: View<'a, RowStats>,
-    ) -> Result<ChainedRows<'a>, DeviceError> {
+    ) -> Result<ChosenRows<'a>, DeviceError> {
         let elements = 0..draws * self.count;
-        Ok(ChainedRows {
+        Ok(ChosenRows {
             count: self.count,
             ids: context.input(&self.ids, elements.clone())?,
-            chosen: context.input(&self.logits, elements)?,
-            stats,
+            logits: context.input(&self.logits, elements)?,
         })
     }
 }

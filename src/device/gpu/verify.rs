@@ -69,10 +69,27 @@ pub(super) struct VerifyTables {
     requests: TableRange<Verify>,
     /// The draft tokens of all sequences.
     tokens: TableRange<i32>,
-    /// Number of rows of logits that are copied because several buffers hold the drafts' distributions.
-    copied: usize,
+    /// The drafts that are copied because several buffers hold their distributions.
+    copied: CopiedDrafts,
     /// The logit processors' edits of the rows of logits, if a sequence has any.
     edits: Option<EditRanges>,
+}
+
+/// The sizes of the memory to which drafts are copied side by side.
+#[derive(Clone, Copy, Debug, Default)]
+struct CopiedDrafts {
+    /// Number of draft tokens.
+    draws: usize,
+    /// Number of rows of logits, which draft tokens of a chain do not have.
+    rows: usize,
+}
+
+impl CopiedDrafts {
+    /// Adds a draft of `drafted` tokens.
+    fn add<R: Runtime>(&mut self, draft: &DraftLogits<'_, GpuBuffer<R>>, drafted: usize) {
+        self.draws += drafted;
+        self.rows += if draft.logits.chosen().is_some() { 0 } else { drafted };
+    }
 }
 
 /// The tables of the logit processors' edits, among the tables of a step.
@@ -104,7 +121,7 @@ impl VerifyTables {
         let mut samplings = vec![row_sampling(OPERATION, &SamplingParams::GREEDY, None)?; rows];
         let (mut tokens, mut requests) = (Vec::new(), Vec::new());
         let drafts = DraftBuffers::of(sequences);
-        let mut copied = 0;
+        let mut copied = CopiedDrafts::default();
         for sequence in sequences {
             let drafted = sequence.draft.len();
             let greedy = sequence.sampling.is_greedy();
@@ -115,29 +132,37 @@ impl VerifyTables {
                 let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
                 *sampling = row_sampling(OPERATION, sequence.sampling, numbers)?;
             }
-            let from =
-                compared(sequence).map(|DraftLogits { logits, first_row, first_draw, .. }| match &drafts {
-                    DraftBuffers::One(_) if logits.chosen().is_some() => (first_draw, first_draw),
-                    DraftBuffers::One(_) => (first_row, first_draw),
-                    DraftBuffers::Several => {
-                        copied += drafted;
-                        (copied - drafted, copied - drafted)
-                    }
-                });
-            let request = Verify::new(&VerifySequence {
+            let mut request = VerifySequence {
                 rule,
                 seed: sequence.seed,
                 position: sequence.start,
                 drafts: drafted,
                 first_target: sequence.first_row,
-                first_draft: from.map(|(first_row, _)| first_row),
+                first_draft: None,
                 first_token: tokens.len(),
                 groups: GroupSet::default(),
-            })?;
-            requests
-                .push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
+            };
+            requests.push(match compared(sequence) {
+                None => Verify::new(&request)?,
+                Some(draft) => {
+                    let (row, draw) = match &drafts {
+                        DraftBuffers::One(_) => (draft.first_row, draft.first_draw),
+                        DraftBuffers::Several => (copied.rows, copied.draws),
+                    };
+                    copied.add(&draft, drafted);
+                    if draft.logits.chosen().is_some() {
+                        Verify::new(&request)?.with_chained_draft_at(draw)?
+                    } else {
+                        request.first_draft = Some(row);
+                        Verify::new(&request)?.with_draft_stats_at(draw)?
+                    }
+                }
+            });
             // A token id above `i32::MAX` is in no vocabulary, and never accepted.
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
+        }
+        if let DraftBuffers::One(_) = drafts {
+            copied = CopiedDrafts::default();
         }
         let (samplings, requests) = (tables.push(&samplings), tables.push(&requests));
         Ok(Self { samplings, requests, tokens: tables.push(&tokens), copied, edits: None })
@@ -185,18 +210,19 @@ pub(super) fn verify<R: Runtime>(
     for sequence in sequences {
         let Some(DraftLogits { logits, first_row, first_draw, .. }) = compared(sequence) else { continue };
         let drafted = sequence.draft.len();
-        let end = if chained > 0 { 0 } else { first_row.saturating_add(drafted) };
+        let end = if logits.chosen().is_some() { 0 } else { first_row.saturating_add(drafted) };
         logits.expect_rows(OPERATION, "draft_logits", vocab, end)?;
         logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
     }
-    let copied_logits = if chained > 0 { 0 } else { copied * stride };
-    let draft_logits = memory.draft_logits.reserve(context.queue(), copied_logits)?;
-    let draws = memory.draws.reserve(context.queue(), copied * STATS_WORDS)?;
-    if copied > 0 && chained > 0 {
-        memory.chosen = Some(copy_chosen(context, sequences, memory.chosen.take(), (copied, chained))?);
-        copy_draws(context, sequences, draws)?;
-    } else if copied > 0 {
+    let draft_logits = memory.draft_logits.reserve(context.queue(), copied.rows * stride)?;
+    let draws = memory.draws.reserve(context.queue(), copied.draws * STATS_WORDS)?;
+    if copied.rows > 0 {
         copy_logits(context, sequences, draft_logits)?;
+    }
+    if copied.draws > copied.rows {
+        memory.chosen = Some(copy_chosen(context, sequences, memory.chosen.take(), (copied.draws, chained))?);
+    }
+    if copied.draws > 0 {
         copy_draws(context, sequences, draws)?;
     }
     let target_stats = memory.target_stats.reserve(context.queue(), rows)?;
@@ -221,25 +247,21 @@ pub(super) fn verify<R: Runtime>(
     let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
     let draft = match &drafts {
         DraftBuffers::One(buffer) => {
-            let (stats, drawn) = (buffer.draws(OPERATION, context)?, buffer.drawn());
-            Some(match buffer.chosen() {
-                Some(chosen) => DraftDistributions::Chained(chosen.rows(context, drawn.count, stats)?),
-                None => DraftDistributions::Logits(SampledRows {
-                    logits: context.input(buffer.logits(OPERATION)?, 0..drawn.end * stride)?,
-                    stats,
-                }),
-            })
+            let drawn = buffer.drawn();
+            let chosen = buffer.chosen().map(|chosen| chosen.rows(context, drawn.count)).transpose()?;
+            let logits = match &chosen {
+                None => Some(context.input(buffer.logits(OPERATION)?, 0..drawn.end * stride)?),
+                Some(_) => None,
+            };
+            Some(DraftDistributions { logits, chosen, stats: buffer.draws(OPERATION, context)? })
         }
-        DraftBuffers::Several if copied == 0 => None,
+        DraftBuffers::Several if copied.draws == 0 => None,
         DraftBuffers::Several => {
-            let stats = context.input(draws, 0..copied * STATS_WORDS)?.cast().ok_or(overflow)?;
-            Some(match memory.chosen.as_ref().filter(|_| chained > 0) {
-                Some(chosen) => DraftDistributions::Chained(chosen.rows(context, copied, stats)?),
-                None => DraftDistributions::Logits(SampledRows {
-                    logits: context.input(draft_logits, 0..copied * stride)?,
-                    stats,
-                }),
-            })
+            let stats = context.input(draws, 0..copied.draws * STATS_WORDS)?.cast().ok_or(overflow)?;
+            let chosen = memory.chosen.as_ref().filter(|_| copied.draws > copied.rows);
+            let chosen = chosen.map(|chosen| chosen.rows(context, copied.draws)).transpose()?;
+            let logits = (copied.rows > 0).then(|| context.input(draft_logits, 0..copied.rows * stride));
+            Some(DraftDistributions { logits: logits.transpose()?, chosen, stats })
         }
     };
     let arrived = memory.arrived.reserve(context.queue(), batch)?;
@@ -290,22 +312,23 @@ fn edit_tables<R: Runtime>(
     Ok(tables)
 }
 
-/// Returns the number of chosen ids per row if the drafts that are compared have a chain, and 0 if they have none.
+/// Returns the number of chosen ids per row of the drafts that have a chain, and 0 if none has.
 fn chosen_count<R: Runtime>(sequences: &[VerifyRows<'_, GpuBuffer<R>>]) -> Result<usize, DeviceError> {
-    let mut counts = sequences.iter().filter_map(compared).map(|draft| draft.logits.drawn().chosen);
+    let counts = sequences.iter().filter_map(compared).map(|draft| draft.logits.drawn().chosen);
+    let mut counts = counts.filter(|&count| count > 0);
     let first = counts.next().unwrap_or(0);
     match counts.find(|&count| count != first) {
         None => Ok(first),
         Some(other) => Err(DeviceError::Contract {
             operation: OPERATION,
             operand: "draft_logits",
-            expected: "drafts of one chain, or drafts without a chain",
-            found: format!("drafts from {first} and from {other} chosen ids per slot"),
+            expected: "drafts that have the same number of ids per slot, if they have a chain",
+            found: format!("drafts from {first} and from {other} ids per slot"),
         }),
     }
 }
 
-/// Copies the logits that the sequences' drafts were drawn from side by side.
+/// Copies the logits that the sequences' drafts without a chain were drawn from side by side.
 fn copy_logits<R: Runtime>(
     context: &Context<R>,
     sequences: &[VerifyRows<'_, GpuBuffer<R>>],
@@ -315,6 +338,9 @@ fn copy_logits<R: Runtime>(
     let mut first = 0;
     for sequence in sequences {
         let Some(DraftLogits { logits, first_row, .. }) = compared(sequence) else { continue };
+        if logits.chosen().is_some() {
+            continue;
+        }
         let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
         runtime.copy(stream, logits.logits(OPERATION)?, logits.elements(&rows), to, first * stride)?;
         first += rows.len();
@@ -322,8 +348,8 @@ fn copy_logits<R: Runtime>(
     Ok(())
 }
 
-/// Copies the `count` chosen ids of each of the sequences' `draws` draft tokens side by side, into `memory` if it is
-/// large enough.
+/// Copies the `count` chosen ids of the sequences' drafts with a chain, each to the place of its draw among all `draws`
+/// draft tokens, into `memory` if it is large enough.
 fn copy_chosen<R: Runtime>(
     context: &Context<R>,
     sequences: &[VerifyRows<'_, GpuBuffer<R>>],
@@ -338,9 +364,10 @@ fn copy_chosen<R: Runtime>(
     let mut first = 0;
     for sequence in sequences {
         let Some(DraftLogits { logits, first_draw, .. }) = compared(sequence) else { continue };
-        let Some(chosen) = logits.chosen() else { continue };
         let drafted = sequence.draft.len();
-        chosen.copy(context.queue(), first_draw..first_draw + drafted, &mut to, first)?;
+        if let Some(chosen) = logits.chosen() {
+            chosen.copy(context.queue(), first_draw..first_draw + drafted, &mut to, first)?;
+        }
         first += drafted;
     }
     Ok(to)

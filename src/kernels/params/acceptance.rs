@@ -11,6 +11,12 @@ pub const FLEXDRAFT_RULE_REJECTION: FlexdraftRule = 1;
 pub const FLEXDRAFT_RULE_BLOCK: FlexdraftRule = 2;
 /// The acceptance rules. At temperature 0 every rule is FLEXDRAFT_RULE_MATCH.
 pub type FlexdraftRule = ::core::ffi::c_uint;
+/// the draft tokens are not drawn: q_j(d_j) = 1 for every j
+pub const FLEXDRAFT_DRAFT_CERTAIN: FlexdraftDraftKind = -1;
+/// the draft has a chain: q_1 is the row first_draft_stats of the chosen ids
+pub const FLEXDRAFT_DRAFT_CHAINED: FlexdraftDraftKind = -2;
+/// The values of FlexdraftVerify.first_draft that are not rows.
+pub type FlexdraftDraftKind = ::core::ffi::c_int;
 /// One sequence whose draft tokens are verified. d_1 to d_v are its draft tokens. Row first_target + i of the target
 /// has p_i, the distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the
 /// distribution that d_j was drawn from.
@@ -29,11 +35,11 @@ pub struct FlexdraftVerify {
     pub drafts: i32,
     /// the row of the target's logits that gives p_0
     pub first_target: i32,
-    /// the row of the draft's logits that gives q_1; -1: none, q_j(d_j) = 1 for every j
+    /// the row of the draft's logits that gives q_1, or a FlexdraftDraftKind
     pub first_draft: i32,
     /// the index of d_1 in `tokens`
     pub first_token: i32,
-    /// the row of q_1 in the draft's statistics; not read if first_draft is -1
+    /// the row of q_1 in the draft's statistics; not read if q_j(d_j) is 1
     pub first_draft_stats: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -113,10 +119,10 @@ pub struct FlexdraftAcceptParams {
     pub draft: *const ::core::ffi::c_void,
     /// statistics of the drafts' rows, [draft_stats_rows]; may be null
     pub draft_stats: *const FlexdraftRowStats,
-    /// the chosen ids of drafts with a chain, whose rows are the rows of q in place of `draft`: every other id has the logit
-    /// -inf, [draft_rows, draft_count]; null without a chain
+    /// the chosen ids of drafts with a chain, every other id has the logit -inf, [draft_stats_rows, draft_count]; null
+    /// without a chain
     pub draft_ids: *const i32,
-    /// the chained logits of the chosen ids, [draft_rows, draft_count]
+    /// the chained logits of the chosen ids, [draft_stats_rows, draft_count]
     pub draft_chosen: *const f32,
     /// workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks]
     pub sums: *mut f32,

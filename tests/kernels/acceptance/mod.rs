@@ -41,11 +41,9 @@ proptest! {
         vocab in prop_oneof![1usize..300, 2040usize..4200],
         sequences in prop::collection::vec(generated((0usize..8).boxed()), 1..5),
         schedule in 0u64..4,
-        (half, chained) in any::<(bool, bool)>(),
+        half in any::<bool>(),
     ) {
-        // In a batch with a chain, every draft has a chain.
-        let chain = |s: &Generated| Generated { chosen: chained.then_some(s.chosen.unwrap_or(8)), ..s.clone() };
-        let sequences: Vec<Sequence> = sequences.iter().map(|s| chain(s).sequence(vocab)).collect();
+        let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
         for processor in processors() {
             let bench = bench(processor, Checking::Off, schedule);
             let outcome = match half {
@@ -190,10 +188,11 @@ fn check_rows_that_do_not_exist(bench: &Bench) {
             any_block: true,
             tokens: bench.view(&tokens),
             target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
-            draft: Some(DraftDistributions::Logits(SampledRows {
-                logits: bench.view(&draft),
+            draft: Some(DraftDistributions {
+                logits: Some(bench.view(&draft)),
+                chosen: None,
                 stats: bench.view(&draft_stats),
-            })),
+            }),
             workspace: bench.view_mut(&mut workspace),
             arrived: bench.view_mut(&mut arrived),
             verdicts: bench.view_mut(&mut verdicts),

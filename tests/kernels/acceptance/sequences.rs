@@ -2,7 +2,7 @@
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{
-    Accept, ChainedRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    Accept, ChosenRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
     accept_workspace_len,
 };
 use flexdraft::kernels::chain::MAX_CHOSEN;
@@ -181,7 +181,12 @@ pub struct Outcome {
 /// Number of rows in front of the drafts' rows in the draft logits; these rows have no statistics.
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
-/// The ids that are above −∞ in rows of logits, with their logits.
+/// Returns the number of ids above −∞ in a row of logits.
+fn ids_above(row: &[f32]) -> usize {
+    row.iter().filter(|&&x| x > f32::NEG_INFINITY).count()
+}
+
+/// The likeliest ids of rows of logits, with their logits: all ids above −∞ if these are few.
 struct ChosenIds {
     count: usize,
     ids: Operand<i32>,
@@ -189,16 +194,13 @@ struct ChosenIds {
 }
 
 impl ChosenIds {
-    /// Returns the ids of `rows`, or `None` if a row has too many for a chain.
-    fn of(bench: &Bench, rows: &[&Vec<f32>]) -> Option<Self> {
-        let finite = |row: &&Vec<f32>| row.iter().filter(|&&x| x > f32::NEG_INFINITY).count();
-        let count = rows.iter().map(finite).max()?.max(1);
+    fn of(bench: &Bench, rows: &[&Vec<f32>], vocab: usize) -> Self {
+        let count = MAX_CHOSEN.min(vocab);
         let ids: Vec<Vec<u32>> = rows.iter().map(|row| likeliest(row, count)).collect();
         let logits = rows.iter().zip(&ids).flat_map(|(row, ids)| ids.iter().map(|&id| row[id as usize]));
-        let (ids, logits): (Vec<i32>, Vec<f32>) =
-            (ids.concat().iter().map(|&id| id as i32).collect(), logits.collect());
-        let tables = || Self { count, ids: bench.memory(&ids), logits: bench.memory(&logits) };
-        (count <= MAX_CHOSEN).then(tables)
+        let logits: Vec<f32> = logits.collect();
+        let ids: Vec<i32> = ids.concat().iter().map(|&id| id as i32).collect();
+        Self { count, ids: bench.memory(&ids), logits: bench.memory(&logits) }
     }
 }
 
@@ -208,6 +210,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let (mut target, mut draft) = (Vec::new(), vec![L::of(f32::NAN); ROWS_BEFORE_DRAFTS * stride]);
     let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
     let (mut tokens, mut requests, mut chained_requests) = (vec![-7], Vec::new(), Vec::new());
+    let mut any_chained = false;
     let mut draft_rows: Vec<&Vec<f32>> = Vec::new();
     let store = |row: &[f32], to: &mut Vec<L>| {
         to.extend(row.iter().map(|&x| L::of(x)));
@@ -221,23 +224,26 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
         // row is needed.
         let shared = last.filter(|(last, _)| !draws && last.has_rows_of(sequence));
         let first = shared.map_or([target_ways.len(), draft_ways.len(), tokens.len()], |(_, first)| first);
-        // The chosen ids of chained drafts have no rows in front of the drafts' rows.
-        let request = |rows_before| {
-            Verify::new(&VerifySequence {
-                rule: sequence.effective_rule(),
-                seed: sequence.seed,
-                position: sequence.position,
-                drafts,
-                first_target: first[0],
-                first_draft: sequence.draft.is_some().then_some(rows_before + first[1]),
-                first_token: first[2],
-                groups: sequence.groups,
-            })
-            .and_then(|request| request.with_draft_stats_at(first[1]))
-            .unwrap()
-        };
-        requests.push(request(ROWS_BEFORE_DRAFTS));
-        chained_requests.push(request(0));
+        let request = Verify::new(&VerifySequence {
+            rule: sequence.effective_rule(),
+            seed: sequence.seed,
+            position: sequence.position,
+            drafts,
+            first_target: first[0],
+            first_draft: sequence.draft.is_some().then_some(ROWS_BEFORE_DRAFTS + first[1]),
+            first_token: first[2],
+            groups: sequence.groups,
+        })
+        .unwrap();
+        requests.push(request.with_draft_stats_at(first[1]).unwrap());
+        // Sequences whose q is above 0 for few ids read the chosen ids of their drafts, and the others rows of logits.
+        let chained =
+            sequence.draft.as_ref().is_some_and(|rows| rows.iter().all(|row| ids_above(row) <= MAX_CHOSEN));
+        any_chained |= chained;
+        chained_requests.push(match chained {
+            true => request.with_chained_draft_at(first[1]).unwrap(),
+            false => request.with_draft_stats_at(first[1]).unwrap(),
+        });
         last = Some((sequence, first));
         if shared.is_some() {
             continue;
@@ -254,7 +260,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
         }
         tokens.extend(&sequence.tokens);
     }
-    let chained = ChosenIds::of(bench, &draft_rows);
+    let chained = ChosenIds::of(bench, &draft_rows, vocab);
     let drafts_rows = bench.memory(&draft[ROWS_BEFORE_DRAFTS * stride..]);
     let (target, draft, tokens) = (bench.memory(&target), bench.memory(&draft), bench.memory(&tokens));
     let sample = |logits: &Operand<L>, ways: &[RowSampling]| {
@@ -296,14 +302,10 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
     let mut outcomes = Vec::new();
     // The kernel runs with every id read, and with chunks skipped that have no id that p keeps; and in both ways with
-    // the chosen ids of the drafts in place of their logits, if the ids are few enough.
-    let ways = [
-        (None, None),
-        (Some(&partials), None),
-        (None, chained.as_ref()),
-        (Some(&partials), chained.as_ref()),
-    ];
-    for (partials, chained) in &ways[..if chained.is_some() { 4 } else { 2 }] {
+    // the chosen ids of the drafts that have few in place of their logits.
+    let ways =
+        [(None, None), (Some(&partials), None), (None, Some(&chained)), (Some(&partials), Some(&chained))];
+    for (partials, chained) in ways.into_iter().take(if any_chained { 4 } else { 2 }) {
         let args = Accept {
             vocab,
             stride,
@@ -313,16 +315,20 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
             tokens: bench.view(&tokens),
             target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
             draft: Some(match chained {
-                None => DraftDistributions::Logits(SampledRows {
-                    logits: bench.view(&draft),
+                None => DraftDistributions {
+                    logits: Some(bench.view(&draft)),
+                    chosen: None,
                     stats: bench.view(&draft_stats),
-                }),
-                Some(chained) => DraftDistributions::Chained(ChainedRows {
-                    count: chained.count,
-                    ids: bench.view(&chained.ids),
-                    chosen: bench.view(&chained.logits),
+                },
+                Some(chained) => DraftDistributions {
+                    logits: Some(bench.view(&draft)),
+                    chosen: Some(ChosenRows {
+                        count: chained.count,
+                        ids: bench.view(&chained.ids),
+                        logits: bench.view(&chained.logits),
+                    }),
                     stats: bench.view(&draft_stats),
-                }),
+                },
             }),
             workspace: bench.view_mut(&mut workspace),
             arrived: bench.view_mut(&mut arrived),

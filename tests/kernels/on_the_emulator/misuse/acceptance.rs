@@ -3,7 +3,7 @@
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
-    Accept, ChainedRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
+    Accept, ChosenRows, DraftDistributions, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence,
     accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{RowStats, workspace_len};
@@ -81,16 +81,20 @@ impl Launch for Batch {
                 stats: self.target_stats.view(host),
             },
             draft: Some(match &self.chained {
-                None => DraftDistributions::Logits(SampledRows {
-                    logits: self.draft.view(host),
+                None => DraftDistributions {
+                    logits: Some(self.draft.view(host)),
+                    chosen: None,
                     stats: self.draft_stats.view(host),
-                }),
-                Some([ids, chosen]) => DraftDistributions::Chained(ChainedRows {
-                    count: self.count,
-                    ids: ids.view(host),
-                    chosen: chosen.view(host),
+                },
+                Some([ids, chosen]) => DraftDistributions {
+                    logits: None,
+                    chosen: Some(ChosenRows {
+                        count: self.count,
+                        ids: ids.view(host),
+                        logits: chosen.view(host),
+                    }),
                     stats: self.draft_stats.view(host),
-                }),
+                },
             }),
             workspace: self.workspace.view_mut(host),
             arrived: self.arrived.view_mut(host),
