@@ -2,6 +2,7 @@
 //! FLOP/s, the other operations in bytes per second.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flexdraft::acceptance::Rule;
@@ -12,7 +13,7 @@ use flexdraft::device::{
 };
 use flexdraft::layout::{GroupSet, Pass, Prediction, SequenceRows};
 use flexdraft::sampling::SamplingParams;
-use flexdraft::tensor::Tensor;
+use flexdraft::tensor::{BlockFormat, Tensor};
 use half::bf16;
 
 fn noise(len: usize) -> Vec<f32> {
@@ -68,6 +69,35 @@ fn products(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(&name, rows), |bencher| {
                 bencher.iter(|| device.linear(&layer, black_box(&x), 0..rows, &mut out));
             });
+        }
+    }
+    group.finish();
+}
+
+/// Returns a matrix of blocks whose bytes are all the same: the time of a product does not depend on them.
+fn blocks(format: BlockFormat, shape: [usize; 2]) -> Tensor {
+    let len = format.bytes_of(shape[0] * shape[1]).expect("whole blocks");
+    Tensor::from_blocks(format, &shape, Arc::new(vec![0x2b; len]), 0..len).expect("a shape and its blocks")
+}
+
+fn quantized_products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("quantised linear 1024 -> 3072");
+    for (name, device) in devices() {
+        if device.precision() == Precision::Bf16 {
+            continue; // Rounded activations are multiplied by the same code.
+        }
+        for format in BlockFormat::ALL {
+            let weight = blocks(format, [3072, 1024]);
+            let layer = device.new_linear(&[LinearPart::new(&weight, None)]).expect("a matrix");
+            for rows in [1, 4, 8, 16] {
+                let x = filled(&device, device.new_buffer(1024), rows);
+                let mut out = device.new_buffer(3072);
+                device.resize(&mut out, rows).expect("memory");
+                group.throughput(Throughput::Elements(2 * 3072 * 1024 * rows as u64));
+                group.bench_function(BenchmarkId::new(format!("{name}-{format}"), rows), |bencher| {
+                    bencher.iter(|| device.linear(&layer, black_box(&x), 0..rows, &mut out));
+                });
+            }
         }
     }
     group.finish();
@@ -152,5 +182,5 @@ fn sampling(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(operations, products, norms, attention, sampling);
+criterion_group!(operations, products, quantized_products, norms, attention, sampling);
 criterion_main!(operations);

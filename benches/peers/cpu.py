@@ -31,6 +31,7 @@ FLEXDRAFT = HERE.parents[1] / "target" / "release" / "flexdraft"
 PEERS = {
     "flexdraft": "weights bf16, activations f32",
     "flexdraft --dtype bf16": "weights bf16, activations bf16",
+    "flexdraft, as the file is": "weights as the file is, activations f32",
     "llama.cpp, bf16": "weights bf16",
     "llama.cpp, as the file is": "weights as the file is",
     "transformers, float32": "weights f32, activations f32",
@@ -61,10 +62,10 @@ def timed(ids, read, decode):
     return {"prefill_seconds": first - start, "decode_seconds": last - first, "tokens": tokens}
 
 
-def run_flexdraft(model, ids, threads, dtype):
+def run_flexdraft(model, ids, threads, dtype, weights):
     command = [FLEXDRAFT, "generate", "--target", model, "--mode", "ar", "--json", "--ignore-eos"]
     command += ["--prompt-ids", ",".join(map(str, ids)), "--max-new-tokens", str(NEW_TOKENS)]
-    command += ["--threads", str(threads), "--dtype", dtype]
+    command += ["--threads", str(threads), "--dtype", dtype, "--weights", weights]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     sample = json.loads(done.stdout)
     stats = sample["stats"]
@@ -130,9 +131,11 @@ def run_one(peer, files, threads):
     ids = prompt_ids(vocabulary)
     match peer:
         case "flexdraft":
-            return run_flexdraft(files["model"], ids, threads, "f32")
+            return run_flexdraft(files["model"], ids, threads, "f32", "bf16")
         case "flexdraft --dtype bf16":
-            return run_flexdraft(files["model"], ids, threads, "bf16")
+            return run_flexdraft(files["model"], ids, threads, "bf16", "bf16")
+        case "flexdraft, as the file is":
+            return run_flexdraft(files["model"], ids, threads, "f32", "keep")
         case "llama.cpp, bf16":
             return run_llama(files["bf16"], ids, threads)
         case "llama.cpp, as the file is":

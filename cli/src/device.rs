@@ -5,10 +5,11 @@ use flexdraft::device::gpu::{CublasLt, CudaOptions, Gpu};
 use flexdraft::device::{Device, DeviceError};
 use flexdraft::device_selection::{Chosen, choose};
 use flexdraft::kernels::{ModelShape, supports};
+use flexdraft::model::QuantizedWeights;
 use flexdraft::runtime::Cuda;
 
-use crate::args::{DeviceChoice, ModelArgs};
-use crate::error::Result;
+use crate::args::{DeviceChoice, ModelArgs, WeightsChoice};
+use crate::error::{CliError, Result};
 use crate::models::{self, Weights};
 use crate::progress::Progress;
 
@@ -22,16 +23,18 @@ pub trait Work {
 }
 
 /// Loads a command's models with `load`, and runs the command on the requested device.
-pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce() -> Result<W>) -> Result<()> {
+pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce(QuantizedWeights) -> Result<W>) -> Result<()> {
     if let DeviceChoice::Cuda(ordinal) = args.device {
+        let quantized = quantized_on_gpu(args.weights)?;
         let gpu = Gpu::cuda_with(ordinal, args.cuda_options())?;
-        return load()?.run_on(gpu);
+        return load(quantized)?.run_on(gpu);
     }
     let cpu = models::cpu(args.threads, args.dtype.into())?;
-    let work = load()?;
-    if args.device == DeviceChoice::Cpu {
-        return work.run_on(cpu);
+    let may_use_gpu = args.device == DeviceChoice::Auto && args.weights != Some(WeightsChoice::Keep);
+    if !may_use_gpu || Cuda::context(0).is_err() {
+        return load(args.weights.unwrap_or(WeightsChoice::Keep).into())?.run_on(cpu);
     }
+    let work = load(QuantizedWeights::Bf16)?;
     let chosen = gpu(work.weights(), args.cuda_options());
     if let Some(note) = note(&chosen) {
         work.progress().note(&note);
@@ -39,6 +42,16 @@ pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce() -> Result<W>) -> Resul
     match chosen {
         Chosen::Device(gpu) => work.run_on(gpu),
         Chosen::Missing | Chosen::Refused(_) => work.run_on(cpu),
+    }
+}
+
+/// Returns what becomes of quantised weights on a GPU, which takes only bf16.
+pub fn quantized_on_gpu(choice: Option<WeightsChoice>) -> Result<QuantizedWeights> {
+    match choice {
+        None | Some(WeightsChoice::Bf16) => Ok(QuantizedWeights::Bf16),
+        Some(WeightsChoice::Keep) => {
+            Err(CliError::Usage("--weights keep needs --device cpu: a GPU takes only --weights bf16".into()))
+        }
     }
 }
 

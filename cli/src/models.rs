@@ -10,8 +10,8 @@ use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{
     AttentionWeights, DrafterWeights, LinearWeights, ModelWeights, TargetWeights,
 };
-use flexdraft::model::{LoadWarning, ModelConfig};
-use flexdraft::tensor::Tensor;
+use flexdraft::model::{LoadWarning, ModelConfig, QuantizedWeights};
+use flexdraft::tensor::{DType, Tensor};
 
 use crate::args::{DecodingArgs, DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
@@ -93,11 +93,12 @@ impl Pair {
         matches!(self.draft, Some(DrafterSource::Lookup))
     }
 
-    /// Maps the weights of target and drafter into memory.
-    pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
+    /// Maps the weights of target and drafter into memory, with a target's quantised weights as `quantized` says.
+    pub fn load(&self, block_size: Option<usize>, quantized: QuantizedWeights) -> Result<Weights> {
         // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
         // --target does; this process does not write to them.
-        let ModelWeights { target, drafter: own } = unsafe { ModelWeights::map(&self.target) }?;
+        let ModelWeights { target, drafter: own } =
+            unsafe { ModelWeights::map_with(&self.target, quantized) }?;
         let config = &target.config;
         let drafter = match &self.draft {
             None => own,
@@ -114,7 +115,9 @@ impl Pair {
                     Some(block_size) => block_size.min(MAX_BLOCK_SIZE),
                 };
                 let rank = RANDOM_RANK.min(config.hidden_size);
-                let dtype = target.embed.dtype();
+                // Beside blocks, a drafter has the type of trained drafters.
+                let quantized = target.embed.block_format().is_some();
+                let dtype = if quantized { DType::Bf16 } else { target.embed.dtype() };
                 Some(DrafterWeights::random(config, layers, block_size, rank, dtype, RANDOM_SEED)?)
             }
         };

@@ -1,6 +1,6 @@
 //! Reports on a model directory or GGUF file: tensors that are missing, unused or not finite, layer by layer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,8 @@ pub struct TensorReport {
     pub parts: Vec<Part>,
     /// Every tensor that is missing, or has a wrong shape or element type.
     pub problems: Vec<LoadError>,
+    /// Formats of quantised blocks that no device computes with, sorted: such tensors become bf16 when they are loaded.
+    pub converted: Vec<String>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
     /// Names of used tensors with infinite or NaN elements, in the model's order, and the number of such elements.
@@ -208,6 +210,7 @@ impl TensorReport {
         let problems = weights.err().unwrap_or_default();
         let mut parts: Vec<Part> = Vec::new();
         let mut odd = Vec::new();
+        let mut converted = BTreeSet::new();
         for name in &used {
             // A tensor with an unreadable element type is already in the list of problems.
             let Some(item) = inventory.item(name) else { continue };
@@ -217,6 +220,9 @@ impl TensorReport {
             }
             if let Some(part) = parts.last_mut() {
                 part.add(&item);
+            }
+            if item.converted {
+                converted.insert(item.kind.clone());
             }
             let count = non_finite(&item.tensor);
             if count > 0 {
@@ -231,6 +237,7 @@ impl TensorReport {
             files: inventory.files(),
             parts,
             problems,
+            converted: converted.into_iter().collect(),
             unused: names.filter(|name| !used.contains(*name)).map(str::to_owned).collect(),
             non_finite: odd,
         }
@@ -277,6 +284,8 @@ struct Item {
     tensor: Tensor,
     /// The name of the element type, or of the format of its blocks.
     kind: String,
+    /// True if the tensor becomes bf16 when it is loaded, whatever the loader is asked to do.
+    converted: bool,
     /// Size of the tensor in bytes, as stored.
     bytes: usize,
 }
@@ -296,7 +305,7 @@ impl Inventory for Checkpoint {
 
     fn item(&self, name: &str) -> Option<Item> {
         let tensor = self.tensor(name).ok()?;
-        Some(Item { kind: tensor.dtype().to_string(), bytes: tensor.byte_len(), tensor })
+        Some(Item { kind: tensor.dtype().to_string(), converted: false, bytes: tensor.byte_len(), tensor })
     }
 }
 
@@ -316,7 +325,8 @@ impl Inventory for Gguf {
     fn item(&self, name: &str) -> Option<Item> {
         let stored = self.header().stored(name).ok()?;
         let tensor = self.tensor(name).ok()?;
-        Some(Item { kind: stored.kind.to_string(), bytes: stored.bytes.len(), tensor })
+        let (kind, converted) = (stored.kind.to_string(), stored.kind.is_converted());
+        Some(Item { kind, converted, bytes: stored.bytes.len(), tensor })
     }
 }
 
@@ -349,6 +359,7 @@ fn non_finite(tensor: &Tensor) -> usize {
         Elements::F32(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
         Elements::F16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
         Elements::Bf16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
+        Elements::Blocks(_) => tensor.to_f32().par_iter().filter(|x| !x.is_finite()).count(),
     }
 }
 
@@ -446,6 +457,9 @@ impl fmt::Display for TensorReport {
                 if part.tensors == 1 { "tensor " } else { "tensors" },
                 thousands(part.parameters),
             )?;
+        }
+        if !self.converted.is_empty() {
+            writeln!(f, "  become bf16 when loaded: tensors of {}", self.converted.join(", "))?;
         }
         section(
             f,

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::config;
 use super::config::hugging_face::{self, DirectoryConfig};
 use super::format::files::FileAccess;
-use super::format::gguf::{Gguf, Header};
+use super::format::gguf::{Gguf, Header, QuantizedWeights};
 use super::format::safetensors::Checkpoint;
 use super::text::chat::ChatTemplate;
 use super::text::gguf::{chat_template, tokenizer};
@@ -67,14 +67,23 @@ impl ModelConfig {
 
 impl TargetWeights {
     /// Reads the model at `path` into memory. In a directory this is `config.json`, `generation_config.json`
-    /// if it exists, and `model.safetensors` or the shards of its index; otherwise all of a GGUF file.
+    /// if it exists, and `model.safetensors` or the shards of its index; otherwise all of a GGUF file, whose quantised
+    /// weights become bf16.
     ///
     /// # Errors
     /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and [`Checkpoint::read`], or
     /// [`Gguf::target`]; also if a tensor is missing or has the wrong shape or element type.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
+        Self::read_with(path, QuantizedWeights::Bf16)
+    }
+
+    /// Reads the model like [`read`](Self::read), with the quantised weights of a GGUF file as `quantized` says.
+    ///
+    /// # Errors
+    /// The errors of [`read`](Self::read).
+    pub fn read_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: `FileAccess::Read` maps nothing.
-        unsafe { Self::open(path, FileAccess::Read) }
+        unsafe { Self::open(path, FileAccess::Read, quantized) }
     }
 
     /// Loads the model like [`read`](Self::read), but maps the weights instead of copying them.
@@ -86,16 +95,28 @@ impl TargetWeights {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: the caller makes the same promise.
+        unsafe { Self::map_with(path, QuantizedWeights::Bf16) }
+    }
+
+    /// Loads the model like [`map`](Self::map), with the quantised weights of a GGUF file as `quantized` says.
+    ///
+    /// # Safety
+    /// The promise of [`map`](Self::map).
+    ///
+    /// # Errors
+    /// The errors of [`read`](Self::read).
+    pub unsafe fn map_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        unsafe { Self::open(path, FileAccess::Map) }
+        unsafe { Self::open(path, FileAccess::Map, quantized) }
     }
 
     /// # Safety
     /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
-    unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
+    unsafe fn open(path: &Path, access: FileAccess, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
-            TargetFiles::Gguf(file) => file.target(),
+            TargetFiles::Gguf(file) => file.target_with(quantized),
             TargetFiles::Directory(config, checkpoint) => Self::of_directory(config, &checkpoint),
         }
     }
@@ -114,8 +135,16 @@ impl ModelWeights {
     /// # Errors
     /// [`LoadError`] naming the file, key or tensor, of the target or of the drafter.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
+        Self::read_with(path, QuantizedWeights::Bf16)
+    }
+
+    /// Reads the model like [`read`](Self::read), with the quantised weights of a GGUF file as `quantized` says.
+    ///
+    /// # Errors
+    /// The errors of [`read`](Self::read).
+    pub fn read_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: `FileAccess::Read` maps nothing.
-        unsafe { Self::open(path, FileAccess::Read) }
+        unsafe { Self::open(path, FileAccess::Read, quantized) }
     }
 
     /// Loads the model like [`read`](Self::read), but maps the weights instead of copying them.
@@ -127,16 +156,28 @@ impl ModelWeights {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: the caller makes the same promise.
+        unsafe { Self::map_with(path, QuantizedWeights::Bf16) }
+    }
+
+    /// Loads the model like [`map`](Self::map), with the quantised weights of a GGUF file as `quantized` says.
+    ///
+    /// # Safety
+    /// The promise of [`map`](Self::map).
+    ///
+    /// # Errors
+    /// The errors of [`read`](Self::read).
+    pub unsafe fn map_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        unsafe { Self::open(path, FileAccess::Map) }
+        unsafe { Self::open(path, FileAccess::Map, quantized) }
     }
 
     /// # Safety
     /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
-    unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
+    unsafe fn open(path: &Path, access: FileAccess, quantized: QuantizedWeights) -> Result<Self, LoadError> {
         // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
-            TargetFiles::Gguf(file) => Ok(Self { target: file.target()?, drafter: None }),
+            TargetFiles::Gguf(file) => Ok(Self { target: file.target_with(quantized)?, drafter: None }),
             TargetFiles::Directory(config, checkpoint) => {
                 let orthrus = config.orthrus;
                 let target = TargetWeights::of_directory(config, &checkpoint)?;

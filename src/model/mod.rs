@@ -36,7 +36,7 @@ pub mod weights;
 
 pub use card::DrafterCard;
 pub use config::{Architecture, DrafterConfig, DrafterKind, ModelConfig, rope};
-pub use format::gguf::{self, Gguf};
+pub use format::gguf::{self, Gguf, QuantizedWeights};
 pub use format::safetensors::Checkpoint;
 pub use forward::Model;
 pub use load_error::LoadError;

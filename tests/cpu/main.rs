@@ -3,6 +3,7 @@
 
 mod accuracy;
 mod operands;
+mod quantized;
 mod row_invariance;
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,14 +3,17 @@
 use std::ops::Range;
 
 use flexdraft::device::gpu::{
-    CpuProducts, CublasLt, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
+    CpuProducts, CublasLt, Gpu, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
 };
+use flexdraft::device::{Device, DeviceError, LinearPart};
 use flexdraft::kernels::Kernels;
-use flexdraft::runtime::{Cuda, SimtOptions};
+use flexdraft::runtime::{Cuda, Simt, SimtOptions};
+use flexdraft::tensor::BlockFormat;
 use half::bf16;
 
 use crate::on_a_gpu::available;
 use crate::support::bench::Bench;
+use crate::support::blocks::random_blocks;
 use crate::support::gpu::gpu;
 use crate::support::noise::{halves, noise};
 
@@ -183,5 +186,24 @@ fn rows_beyond_what_was_prepared_have_the_same_bits() {
                 }
             }
         }
+    }
+}
+
+/// A GPU's products read bf16; blocks of quantised weights are refused with their format.
+#[test]
+fn quantised_blocks_are_refused() {
+    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    let stream = kernels.runtime().stream();
+    let device = Gpu::new(kernels, stream, CpuProducts::new(1).unwrap());
+    for format in BlockFormat::ALL {
+        let weight = random_blocks(format, [2, 256], 1.0, 1);
+        let error = device.new_linear(&[LinearPart::new(&weight, None)]).unwrap_err();
+        assert!(matches!(error, DeviceError::Contract { .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "new_linear: weight is blocks of {format}, expected f32, f16 or bf16; a loader converts blocks to bf16"
+            )
+        );
     }
 }

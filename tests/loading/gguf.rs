@@ -1,15 +1,17 @@
 //! Tests that the loader of GGUF files agrees with ggml's own package: blocks, models and tokenizers.
 //! `tests/record/gguf_files.py` wrote the files of `tests/fixtures/gguf`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use flexdraft::model::inspect::Report;
 use flexdraft::model::weights::LinearWeights;
 use flexdraft::model::{
-    Architecture, ChatMessage, ChatTemplate, Gguf, ModelConfig, TargetWeights, TemplateVariables, Tokenizer,
+    Architecture, ChatMessage, ChatTemplate, Gguf, ModelConfig, QuantizedWeights, TargetWeights,
+    TemplateVariables, Tokenizer,
 };
 use flexdraft::tensor::{DType, Elements, Tensor};
+use half::bf16;
 use serde::Deserialize;
 
 fn fixtures() -> PathBuf {
@@ -29,6 +31,17 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
         Elements::F32(x) => x.iter().map(|x| x.to_bits()).collect(),
         Elements::F16(x) => x.iter().map(|x| x.to_bits().into()).collect(),
         Elements::Bf16(x) => x.iter().map(|x| x.to_bits().into()).collect(),
+        Elements::Blocks(x) => x.bytes().iter().map(|&x| x.into()).collect(),
+    }
+}
+
+/// Returns the address of a tensor's elements.
+fn address(tensor: &Tensor) -> *const u8 {
+    match tensor.elements() {
+        Elements::F32(x) => x.as_ptr().cast(),
+        Elements::F16(x) => x.as_ptr().cast(),
+        Elements::Bf16(x) => x.as_ptr().cast(),
+        Elements::Blocks(x) => x.bytes().as_ptr(),
     }
 }
 
@@ -171,6 +184,67 @@ fn quantized_models() {
         let from = 8 * head + 2 * (within % 4) + within / 4;
         assert_eq!(found, &stored[32 * from..][..32], "row {row}");
     }
+}
+
+/// Kept blocks stand for the numbers that become bf16 otherwise, in the same rows, and take no more memory than the file.
+#[test]
+fn kept_blocks_are_the_files_own() {
+    for name in ["llama-quantized", "llama", "qwen3"] {
+        let path = file(name);
+        let expected = TargetWeights::read(&path).unwrap();
+        // SAFETY: no process changes the file.
+        let mapped = unsafe { TargetWeights::map_with(&path, QuantizedWeights::Keep) }.unwrap();
+        let read = TargetWeights::read_with(&path, QuantizedWeights::Keep).unwrap();
+        assert_same_weights(&read, &mapped, name);
+        let (mut kept, mut formats) = (0, BTreeSet::new());
+        for (part, tensor) in tensors(&mapped) {
+            let expected = tensors(&expected)[&part];
+            let Some(format) = tensor.block_format() else {
+                assert_same(tensor, expected, &part);
+                continue;
+            };
+            assert_eq!((tensor.shape(), expected.dtype()), (expected.shape(), DType::Bf16), "{part}");
+            let rounded = tensor.to_f32().into_iter().map(bf16::from_f32).collect();
+            assert_same(&Tensor::from_bf16(tensor.shape(), rounded).unwrap(), expected, &part);
+            (kept, _) = (kept + 1, formats.insert(format.to_string()));
+        }
+        // Tensors that share their bytes count once.
+        let held = tensors(&mapped);
+        let addresses: BTreeMap<_, _> =
+            held.values().map(|tensor| (address(tensor), tensor.byte_len())).collect();
+        let bytes: usize = addresses.values().sum();
+        assert!(bytes <= std::fs::metadata(&path).unwrap().len() as usize, "{name}: {bytes} bytes");
+        let quantized = name == "llama-quantized";
+        assert_eq!(kept, if quantized { 2 + 2 * 6 } else { 0 }, "{name}");
+        assert!(!quantized || formats.len() > 1, "{formats:?}");
+        assert!(!quantized || addresses.len() == held.len() - 1, "the tied head has blocks of its own");
+    }
+}
+
+/// A format that no device computes with becomes bf16 also where blocks are kept, and the report says so.
+#[test]
+fn formats_that_are_always_converted_are_reported() {
+    let (q4_0, iq4_nl) = (2u32.to_le_bytes(), 20u32.to_le_bytes());
+    let mut bytes = std::fs::read(file("llama-quantized")).unwrap();
+    let name = b"blk.0.attn_v.weight";
+    let start = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    // The number of dimensions and two dimensions come before the type. The two formats have blocks of one size.
+    let kind = &mut bytes[start + name.len() + 4 + 2 * 8..][..4];
+    assert_eq!(kind, q4_0);
+    kind.copy_from_slice(&iq4_nl);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+
+    let target = TargetWeights::read_with(&path, QuantizedWeights::Keep).unwrap();
+    let attention = &target.layers[0].attention;
+    assert_eq!((attention.v.weight.block_format(), attention.v.weight.dtype()), (None, DType::Bf16));
+    assert!(attention.q.weight.block_format().is_some());
+    let report = Report::read(&path, None).unwrap();
+    assert_eq!(report.target.converted, ["IQ4_NL"]);
+    assert!(report.to_string().contains("\n  become bf16 when loaded: tensors of IQ4_NL\n"), "{report}");
+    let kept = Report::read(&file("llama-quantized"), None).unwrap();
+    assert!(kept.target.converted.is_empty() && !kept.to_string().contains("become bf16"));
 }
 
 #[derive(Deserialize)]

@@ -19,6 +19,7 @@ mod policy_views;
 mod prefix_cache;
 mod processors;
 mod proposals;
+mod quantized;
 mod requests_in_flight;
 mod same_drafter;
 mod sampled;

@@ -146,6 +146,14 @@ impl File {
         self.data.resize(self.data.len() + len.next_multiple_of(32), 0);
     }
 
+    /// Adds a tensor of the given type with its bytes to the file.
+    pub fn add_bytes(&mut self, name: &str, shape: &[u64], kind: u32, bytes: &[u8]) {
+        let offset = self.data.len() as u64;
+        self.tensors.push(TensorInfo { name: name.into(), shape: shape.to_vec(), kind, offset });
+        self.data.extend(bytes);
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+    }
+
     pub fn tensor(&mut self, name: &str) -> &mut TensorInfo {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
     }

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // Each program uses its own part.
 
 pub mod bench;
+pub mod blocks;
 pub mod bounds;
 pub mod close;
 pub mod cpu;

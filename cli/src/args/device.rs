@@ -5,6 +5,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use flexdraft::device::Precision;
 use flexdraft::device::gpu::ProductAlgorithms;
+use flexdraft::model::QuantizedWeights;
 
 /// The device that runs the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,23 @@ impl From<Dtype> for Precision {
         match dtype {
             Dtype::F32 => Self::F32,
             Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightsChoice {
+    /// As they are in the file, in the memory that the file takes; only on the CPU
+    Keep,
+    /// Converted to bf16 when they are loaded
+    Bf16,
+}
+
+impl From<WeightsChoice> for QuantizedWeights {
+    fn from(choice: WeightsChoice) -> Self {
+        match choice {
+            WeightsChoice::Keep => Self::Keep,
+            WeightsChoice::Bf16 => Self::Bf16,
         }
     }
 }

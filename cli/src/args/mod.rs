@@ -13,7 +13,7 @@ mod token_ids;
 
 pub use count::at_least_one;
 pub use decoding::{DecodingArgs, ModeChoice};
-pub use device::{DeviceChoice, Dtype, ProductsChoice};
+pub use device::{DeviceChoice, Dtype, ProductsChoice, WeightsChoice};
 pub use drafter::DrafterSource;
 pub use model::ModelArgs;
 pub use sampling::SamplingArgs;

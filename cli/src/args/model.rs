@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flexdraft::device::gpu::CudaOptions;
 
-use super::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
+use super::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, WeightsChoice};
 
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
@@ -38,6 +38,9 @@ pub struct ModelArgs {
     /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
+    /// Quantised weights of a GGUF file: keep them, or convert them to bf16 [default: keep on the CPU, bf16 on a GPU]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Model")]
+    pub weights: Option<WeightsChoice>,
     /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 
 use super::synthetic::Synthetic;
-use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, at_least_one};
+use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, WeightsChoice, at_least_one};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -32,6 +32,9 @@ pub struct BenchArgs {
     /// Rounding of activations and KV cache on the CPU; a GPU always uses bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
+    /// Quantised weights of a GGUF file: keep them, or convert them to bf16 [default: keep on the CPU, bf16 on a GPU]
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Model")]
+    pub weights: Option<WeightsChoice>,
     /// Number of CPU threads; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,

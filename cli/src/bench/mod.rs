@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use flexdraft::decode::DecodeError;
 use flexdraft::device::gpu::{self, CudaOptions, Gpu};
 use flexdraft::device::{Device, Precision};
-use flexdraft::model::Model;
+use flexdraft::model::{Model, QuantizedWeights};
 
 pub use self::args::BenchArgs;
 use self::args::StepMode;
@@ -22,8 +22,8 @@ use self::peaks::{CpuPeaks, Peaks};
 use self::report::{Header, Measured, Report, Skipped};
 use self::steps::Asked;
 use self::work::{Sizes, Storage};
-use crate::args::DeviceChoice;
-use crate::device::label;
+use crate::args::{DeviceChoice, WeightsChoice};
+use crate::device::{self, label};
 use crate::error::{CliError, Result, warn};
 use crate::models::{self, Pair, Weights};
 
@@ -43,6 +43,7 @@ struct Machine {
 pub fn bench(args: &BenchArgs) -> Result<()> {
     match args.device {
         DeviceChoice::Cuda(ordinal) => {
+            let quantized = device::quantized_on_gpu(args.weights)?;
             let peaks = gpu::Peaks::of_device(ordinal)?;
             let machine = Machine {
                 name: format!("cuda:{ordinal}, {}", peaks.device),
@@ -51,7 +52,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 peaks: Peaks::Gpu(peaks),
             };
             let options = CudaOptions { algorithms: args.products.into(), graphs: !args.no_graphs };
-            bench_on(args, Gpu::cuda_with(ordinal, options)?, machine)
+            bench_on(args, quantized, Gpu::cuda_with(ordinal, options)?, machine)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let precision: Precision = args.dtype.into();
@@ -64,13 +65,19 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 storage: Storage { kv, weight: None },
                 peaks: Peaks::Cpu(CpuPeaks::measure(device.threads(), memory)),
             };
-            bench_on(args, device, machine)
+            let quantized = args.weights.unwrap_or(WeightsChoice::Keep).into();
+            bench_on(args, quantized, device, machine)
         }
     }
 }
 
-fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<()> {
-    let (weights, model) = weights(args)?;
+fn bench_on(
+    args: &BenchArgs,
+    quantized: QuantizedWeights,
+    device: impl Device,
+    machine: Machine,
+) -> Result<()> {
+    let (weights, model) = weights(args, quantized)?;
     let trained = weights.drafter.as_ref().map_or(1, |drafter| drafter.config.block_size);
     let block_size = args.block_size.unwrap_or(trained).min(trained).max(1);
     let drafter = weights.drafter.as_ref().map(|drafter| drafter.config.kind);
@@ -105,7 +112,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
 }
 
 /// Returns the requested pair of target and drafter, and its name.
-fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
+fn weights(args: &BenchArgs, quantized: QuantizedWeights) -> Result<(Weights, String)> {
     match args.synthetic {
         Some(synthetic) => {
             let block_size = args.block_size.unwrap_or(synthetic.block_size()).max(1);
@@ -117,7 +124,7 @@ fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
                 let message = "`bench` times the steps of a drafter, and `--draft lookup` has none";
                 return Err(CliError::Usage(message.into()));
             }
-            let weights = pair.load(args.block_size)?;
+            let weights = pair.load(args.block_size, quantized)?;
             for warning in weights.warnings() {
                 let _ = warn(&warning.to_string());
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::{LoadError, Tokenizer};
+use flexdraft::model::{LoadError, QuantizedWeights, Tokenizer};
 
 pub use self::args::ChatArgs;
 use self::conversation::Conversation;
@@ -27,7 +27,7 @@ use crate::text::TextOptions;
 
 /// Runs the command `flexdraft chat`.
 pub fn chat(args: &ChatArgs) -> Result<()> {
-    device::run(&args.model, || Loaded::new(args))
+    device::run(&args.model, |quantized| Loaded::new(args, quantized))
 }
 
 /// The loaded models and the chat template, before a device is chosen.
@@ -42,10 +42,10 @@ struct Loaded<'a> {
 }
 
 impl<'a> Loaded<'a> {
-    fn new(args: &'a ChatArgs) -> Result<Self> {
+    fn new(args: &'a ChatArgs, quantized: QuantizedWeights) -> Result<Self> {
         let pair = Pair::new(args.model.target.clone(), args.model.draft.clone())?;
         let progress = Progress::loading(&pair.target);
-        let mut weights = pair.load(args.decoding.block_size)?;
+        let mut weights = pair.load(args.decoding.block_size, quantized)?;
         weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
         models::set_context(&args.decoding, &mut weights.target.config, &progress)?;
         let tokenizer = Tokenizer::read_if_present(&pair.target, weights.target.config.vocab_size)?;

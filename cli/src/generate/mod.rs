@@ -15,6 +15,7 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
+use flexdraft::model::QuantizedWeights;
 
 pub use self::args::GenerateArgs;
 use self::compare::Measured;
@@ -35,7 +36,7 @@ use crate::text::TextOptions;
 
 /// Runs the command `flexdraft generate`.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    device::run(&args.model, || Loaded::new(args))
+    device::run(&args.model, |quantized| Loaded::new(args, quantized))
 }
 
 /// The loaded models and requests, before a device is chosen.
@@ -51,11 +52,11 @@ struct Loaded<'a> {
 }
 
 impl<'a> Loaded<'a> {
-    fn new(args: &'a GenerateArgs) -> Result<Self> {
+    fn new(args: &'a GenerateArgs, quantized: QuantizedWeights) -> Result<Self> {
         let seeds = Seeds::from_args(args)?;
         let pair = Pair::new(args.model.target.clone(), args.model.draft.clone())?;
         let progress = Progress::loading(&pair.target);
-        let mut weights = pair.load(args.decoding.block_size)?;
+        let mut weights = pair.load(args.decoding.block_size, quantized)?;
         weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
         models::set_context(&args.decoding, &mut weights.target.config, &progress)?;
         let (tokenizer, unreadable) = prompt::tokenizer(args, &pair, weights.target.config.vocab_size)?;

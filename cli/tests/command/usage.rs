@@ -75,6 +75,10 @@ fn requests_outside_the_limits() {
         "2 samples need consecutive seeds from 18446744073709551615 on, but the largest seed is \
          18446744073709551615; use a smaller --seed",
     );
+    refused(
+        &["--weights", "keep", "--device", "cuda:0"],
+        "--weights keep needs --device cpu: a GPU takes only --weights bf16",
+    );
     let long = vec!["5"; 1025].join(",");
     refused(&["--prompt-ids", &long], "the prompt has 1025 tokens, the context is 1024");
 }
@@ -177,6 +181,7 @@ fn the_help_has_every_option_and_its_default() {
         "--device",
         "--products",
         "--dtype",
+        "--weights",
         "--threads",
         "--prompt",
         "--prompt-file",

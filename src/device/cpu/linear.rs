@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::block_product::{BlockRows, block_products};
+use super::blocks::{Q4K, Q4One, Q4Zero, Q5K, Q6K, Q8Zero, Unpack};
 use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
 use super::product::{Factor, Matrix, WeightRows, products};
 use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
-use crate::tensor::{Elements, Tensor};
+use crate::tensor::{BlockFormat, Elements, Tensor};
 
 /// Number of tasks per thread: several, so that a thread that falls behind does not delay the others for
 /// long.
@@ -61,6 +63,14 @@ impl LinearSource {
         let columns = part.columns.clone().unwrap_or(0..stored);
         check::index(OPERATION, "first column", columns.start, columns.end.saturating_add(1))?;
         check::index(OPERATION, "last column", columns.end, stored.saturating_add(1))?;
+        if let (Some(format), true) = (part.weight.block_format(), columns != (0..stored)) {
+            return Err(DeviceError::Contract {
+                operation: OPERATION,
+                operand: "columns of a quantised weight",
+                expected: "all columns",
+                found: format!("columns {} to {} of {stored} of {format}", columns.start, columns.end),
+            });
+        }
         if let Some(bias) = part.bias {
             check::shape(OPERATION, "bias", &[outputs], bias.shape())?;
         }
@@ -182,6 +192,35 @@ impl CpuLinear {
                 vectors.run_pairs(Columns::<_, _, PAIRS> { w, x: pairs, task, output, precision });
             }
             Elements::Bf16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
+            Elements::Blocks(blocks) => {
+                let w = (blocks.bytes(), task.part.stored, task.part.outputs);
+                match blocks.format() {
+                    BlockFormat::Q4_0 => {
+                        let w = BlockRows::<Q4Zero, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                    BlockFormat::Q4_1 => {
+                        let w = BlockRows::<Q4One, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                    BlockFormat::Q8_0 => {
+                        let w = BlockRows::<Q8Zero, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                    BlockFormat::Q4K => {
+                        let w = BlockRows::<Q4K, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                    BlockFormat::Q5K => {
+                        let w = BlockRows::<Q5K, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                    BlockFormat::Q6K => {
+                        let w = BlockRows::<Q6K, _, _>::new(w);
+                        vectors.run(BlockColumns { w, x, task, output, precision });
+                    }
+                }
+            }
         });
         Ok(())
     }
@@ -215,6 +254,51 @@ struct Task<'a> {
     out: Vec<&'a mut [f32]>,
 }
 
+impl<'a> Task<'a> {
+    /// Divides the rows into blocks that are multiplied together; `row_bytes` is the size of a row of x.
+    fn row_blocks(&mut self, row_bytes: usize, output: Output) -> impl Iterator<Item = RowBlock<'_, 'a>> {
+        let rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
+        let bias = self.part.bias.as_ref().map(|bias| &bias[self.columns.clone()]);
+        self.out.chunks_mut(rows).enumerate().map(move |(index, out)| RowBlock {
+            first_row: index * rows,
+            out,
+            bias,
+            output,
+        })
+    }
+}
+
+/// Some rows of a task's output.
+struct RowBlock<'b, 'a> {
+    /// Index of the first row among the rows of x.
+    first_row: usize,
+    out: &'b mut [&'a mut [f32]],
+    /// The bias of the task's columns, if there is one.
+    bias: Option<&'a [f32]>,
+    output: Output,
+}
+
+impl RowBlock<'_, '_> {
+    /// Writes sums of row `m` to the columns from `n` on.
+    #[inline(always)]
+    fn write(&mut self, m: usize, n: usize, sums: &[f32]) {
+        let out = &mut self.out[m][n..n + sums.len()];
+        let bias = self.bias.map(|bias| &bias[n..n + sums.len()]);
+        for (i, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
+            let value = bias.map_or(sum, |bias| sum + bias[i]);
+            *out = match self.output {
+                Output::Store => value,
+                Output::Add => *out + value,
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn round(&mut self, precision: Precision) {
+        self.out.iter_mut().for_each(|row| precision.round_all(row));
+    }
+}
+
 /// Packs the elements of `x`, which bf16 represents exactly, into bf16.
 fn pack(x: &Matrix<'_, f32>) -> Vec<bf16> {
     let mut packed = Vec::with_capacity(x.rows * x.cols);
@@ -239,25 +323,37 @@ impl<X: Factor<T, K>, T: VectorElement, const K: usize> Kernel for Columns<'_, X
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { w, x, task: Task { part, columns, mut out }, output, precision } = self;
-        let w = part.matrix(w).rows_from(columns.start, columns.len());
-        let bias = part.bias.as_ref().map(|bias| &bias[columns]);
-        let row_bytes = x.cols.max(1) * size_of::<X>();
-        let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
-        for (block, out) in out.chunks_mut(block_rows).enumerate() {
-            let x = x.rows_from(block * block_rows, out.len());
-            products(simd, x, w, &mut |m, n, sums| {
-                let out = &mut out[m][n..n + sums.len()];
-                let bias = bias.map(|bias| &bias[n..n + sums.len()]);
-                for (i, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
-                    let value = bias.map_or(sum, |bias| sum + bias[i]);
-                    *out = match output {
-                        Output::Store => value,
-                        Output::Add => *out + value,
-                    };
-                }
-            });
-            out.iter_mut().for_each(|row| precision.round_all(row));
+        let Self { w, x, mut task, output, precision } = self;
+        let w = task.part.matrix(w).rows_from(task.columns.start, task.columns.len());
+        for mut block in task.row_blocks(x.cols.max(1) * size_of::<X>(), output) {
+            let x = x.rows_from(block.first_row, block.out.len());
+            products(simd, x, w, &mut |m, n, sums| block.write(m, n, sums));
+            block.round(precision);
+        }
+    }
+}
+
+/// The operands of a product with quantised weights for some output columns.
+struct BlockColumns<'a, F, const BYTES: usize, const V: usize> {
+    /// The stored matrix.
+    w: BlockRows<'a, F, BYTES, V>,
+    x: Matrix<'a, f32>,
+    task: Task<'a>,
+    output: Output,
+    precision: Precision,
+}
+
+impl<F: Unpack<BYTES, V>, const BYTES: usize, const V: usize> Kernel for BlockColumns<'_, F, BYTES, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { w, x, mut task, output, precision } = self;
+        let w = w.rows_from(task.columns.start, task.columns.len());
+        for mut block in task.row_blocks(x.cols.max(1) * size_of::<f32>(), output) {
+            let x = x.rows_from(block.first_row, block.out.len());
+            block_products(simd, x, w, &mut |m, n, sums| block.write(m, n, sums));
+            block.round(precision);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! depend on the instruction set: AVX2 and AVX-512 give the same bits, portable code gives other bits.
 
 mod attention;
+mod block_product;
+mod blocks;
 mod buffer;
 mod chain;
 mod check;

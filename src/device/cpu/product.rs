@@ -7,6 +7,8 @@
 //! product is a group of independent dot products side by side, so neither the number of rows nor the place
 //! of a row in a tile changes a bit of its result.
 
+use std::marker::PhantomData;
+
 use half::bf16;
 
 use super::lines::Lines;
@@ -62,7 +64,7 @@ impl<T: VectorElement> Factor<T, LANES> for f32 {
         sink: &mut impl FnMut(usize, usize, &[f32]),
     ) {
         if size_of::<T>() < size_of::<f32>() {
-            widened::<S, T, R, C>(simd, x, w, sink);
+            widened::<S, R, C>(simd, x, &Numbers(w, PhantomData::<T>), sink);
         } else {
             columns::<S, Self, T, LANES, R, C>(simd, x, w, sink);
         }
@@ -187,12 +189,49 @@ fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: 
     }
 }
 
-/// Computes the products of [`columns`], converting each block of w to f32 once for all tiles of rows of x.
+/// Rows of weights that are converted to f32 before they are multiplied.
+pub(super) trait WideRows {
+    fn len(&self) -> usize;
+
+    /// Returns the stored bytes of a row.
+    fn bytes(&self, row: usize) -> &[u8];
+
+    /// Converts a row to f32, and fills the rest of its last vector with zeros.
+    fn widen<S: Simd>(&self, simd: S, row: usize, to: &mut [[f32; LANES]]);
+}
+
+/// Rows of plain numbers.
+struct Numbers<'a, W, T>(&'a W, PhantomData<T>);
+
+impl<T: VectorElement, W: WeightRows<T>> WideRows for Numbers<'_, W, T> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    fn bytes(&self, row: usize) -> &[u8] {
+        bytemuck::cast_slice(self.0.row(row))
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(&self, simd: S, row: usize, to: &mut [[f32; LANES]]) {
+        let (chunks, rest) = self.0.row(row).as_chunks::<LANES>();
+        for (from, to) in chunks.iter().zip(to.iter_mut()) {
+            simd.store(T::load(simd, from), to);
+        }
+        if let (false, Some(last)) = (rest.is_empty(), to.last_mut()) {
+            simd.store(T::load(simd, &padded(rest)), last);
+        }
+    }
+}
+
+/// Computes the product like [`columns`], converting each block of w to f32 once for all tiles of rows of x.
 #[inline(always)]
-fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
+pub(super) fn widened<S: Simd, const R: usize, const C: usize>(
     simd: S,
     x: &impl WeightRows<f32>,
-    w: &impl WeightRows<T>,
+    w: &impl WideRows,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let depth = x.row(0).len();
@@ -200,29 +239,38 @@ fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     let mut wide = Lines::zeros(C * stride);
     let mut n = 0;
     while n + C <= w.len() {
-        for (c, wide) in wide.chunks_exact_mut(stride.max(1)).enumerate() {
-            let (chunks, rest) = w.row(n + c).as_chunks::<LANES>();
-            let wide = wide.as_chunks_mut::<LANES>().0;
-            for (from, to) in chunks.iter().zip(wide.iter_mut()) {
-                simd.store(T::load(simd, from), to);
-            }
-            if let (false, Some(last)) = (rest.is_empty(), wide.last_mut()) {
-                simd.store(T::load(simd, &padded(rest)), last);
-            }
-        }
-        let block = WeightBlock {
-            rows: std::array::from_fn(|c| &wide[c * stride..][..depth]),
-            first: n,
-            next: next::<T, C>(w, n + C),
-            next_bytes: LANES * size_of::<T>(),
-        };
-        tiles::<S, f32, f32, LANES, R, C>(simd, x, &block, sink);
+        wide_block::<S, R, C>(simd, x, w, n, &mut wide, sink);
         n += C;
     }
     while n < w.len() {
-        rows::<S, f32, T, LANES, R, 1>(simd, x, w, n, sink);
+        wide_block::<S, R, 1>(simd, x, w, n, &mut wide, sink);
         n += 1;
     }
+}
+
+/// Multiplies all rows of x with the `C` rows of w that start at row `n`, converted to f32 in `wide`.
+#[inline(always)]
+fn wide_block<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl WeightRows<f32>,
+    w: &impl WideRows,
+    n: usize,
+    wide: &mut [f32],
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    let depth = x.row(0).len();
+    let stride = depth.next_multiple_of(LANES);
+    for (c, wide) in wide.chunks_exact_mut(stride.max(1)).enumerate().take(C) {
+        w.widen(simd, n + c, wide.as_chunks_mut().0);
+    }
+    let last = w.len().saturating_sub(1);
+    let block = WeightBlock {
+        rows: std::array::from_fn(|c| &wide[c * stride..][..depth]),
+        first: n,
+        next: std::array::from_fn(|c| w.bytes((n + C + c).min(last)).as_ptr()),
+        next_bytes: (w.bytes(n).len() * LANES).checked_div(depth).unwrap_or(0),
+    };
+    tiles::<S, f32, f32, LANES, R, C>(simd, x, &block, sink);
 }
 
 /// Multiplies all rows of x with the `C` rows of w that start at row `n`.

@@ -153,6 +153,14 @@ impl Weights {
             }
             weights.weight.reserve_exact(outputs.saturating_mul(columns.len()));
             match part.weight.elements() {
+                Elements::Blocks(blocks) => {
+                    return Err(DeviceError::Contract {
+                        operation: OPERATION,
+                        operand: "weight",
+                        expected: "f32, f16 or bf16; a loader converts blocks to bf16",
+                        found: format!("blocks of {}", blocks.format()),
+                    });
+                }
                 // The elements already have the format of products, bf16.
                 Elements::Bf16(elements) => {
                     for row in elements.chunks_exact(stored.max(1)) {

@@ -8,7 +8,7 @@ use super::{TargetWeights, target};
 use crate::model::LoadError;
 use crate::model::config::gguf::ROPE_FACTORS;
 use crate::model::config::{Architecture, ModelConfig};
-use crate::model::format::gguf::Gguf;
+use crate::model::format::gguf::{Gguf, QuantizedWeights};
 use crate::model::load_error::shorten;
 use crate::tensor::Tensor;
 
@@ -35,7 +35,15 @@ impl Gguf {
     /// unsupported storage type ([`LoadError::UnsupportedQuantization`]), or does not belong to the
     /// architecture ([`LoadError::UnexpectedTensor`]).
     pub fn target(&self) -> Result<TargetWeights, LoadError> {
-        let weights = take(self, self.config()?, Problems::First).weights;
+        self.target_with(QuantizedWeights::Bf16)
+    }
+
+    /// Returns the weights of the target, with quantised weights as `quantized` says.
+    ///
+    /// # Errors
+    /// The errors of [`target`](Self::target).
+    pub fn target_with(&self, quantized: QuantizedWeights) -> Result<TargetWeights, LoadError> {
+        let weights = take(self, self.config()?, quantized, Problems::First).weights;
         let mut weights = weights.map_err(|problems| {
             let none = || LoadError::Gguf {
                 path: self.path().into(),
@@ -47,9 +55,10 @@ impl Gguf {
         Ok(weights)
     }
 
-    /// Returns the weights that a configuration requires, or all problems with them.
+    /// Returns the weights that a configuration requires, or all problems with them. Blocks are kept, so that no time is
+    /// spent on their conversion.
     pub(in crate::model) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
-        take(self, config, Problems::All)
+        take(self, config, QuantizedWeights::Keep, Problems::All)
     }
 }
 
@@ -62,10 +71,16 @@ enum Problems {
 }
 
 /// Takes the weights that a configuration requires out of a GGUF file. `used` in the result has ggml's names.
-fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetWeights> {
+fn take(
+    file: &Gguf,
+    config: ModelConfig,
+    quantized: QuantizedWeights,
+    wanted: Problems,
+) -> Collected<TargetWeights> {
     let architecture = config.architecture;
     let used = file.names().filter(|name| *name == ROPE_FACTORS).map(str::to_owned).collect();
-    let mut source = GgufSource { file, config: config.clone(), used, wanted, problems: Vec::new() };
+    let mut source =
+        GgufSource { file, config: config.clone(), quantized, used, wanted, problems: Vec::new() };
     let weights = target::build(&mut source, "model.", config);
     let GgufSource { used, mut problems, .. } = source;
     problems.extend(file.names().filter(|name| !used.contains(*name)).map(|tensor| {
@@ -86,6 +101,7 @@ fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetW
 struct GgufSource<'a> {
     file: &'a Gguf,
     config: ModelConfig,
+    quantized: QuantizedWeights,
     /// ggml's names of the tensors that were requested.
     used: BTreeSet<String>,
     wanted: Problems,
@@ -103,7 +119,7 @@ impl TensorSource for GgufSource<'_> {
         }
         let ggml_name = ggml_name(name);
         let heads = self.permuted_heads(name);
-        let tensor = self.file.tensor_of_shape(&ggml_name, shape, heads);
+        let tensor = self.file.tensor_of_shape(&ggml_name, shape, heads, self.quantized);
         if self.file.header().contains(&ggml_name) {
             self.used.insert(ggml_name);
         }

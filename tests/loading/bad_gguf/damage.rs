@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use flexdraft::model::{ChatMessage, Gguf, TemplateVariables};
+use flexdraft::model::{ChatMessage, Gguf, QuantizedWeights, TemplateVariables};
 use proptest::prelude::*;
 
 use super::fixture;
@@ -149,6 +149,9 @@ fn read_all(bytes: Vec<u8>) {
             assert!(config.validate().is_ok());
         }
         let _ = gguf.target();
+        if let Ok(target) = gguf.target_with(QuantizedWeights::Keep) {
+            let _ = target.embed.to_f32();
+        }
         if let Ok(tokenizer) = gguf.tokenizer()
             && let Ok(ids) = tokenizer.encode("The end ab 12345\n\t é😀<|im_end|>", true)
         {

@@ -9,7 +9,7 @@ mod tokenizers;
 
 use std::path::{Path, PathBuf};
 
-use flexdraft::model::LoadError;
+use flexdraft::model::{LoadError, QuantizedWeights};
 
 use crate::support::gguf::File;
 
@@ -25,8 +25,12 @@ fn message(result: Result<impl Sized, LoadError>) -> String {
     }
 }
 
+/// Returns the error message about a file's target, which does not depend on what becomes of quantised weights.
 fn target(file: &File) -> String {
-    message(file.open().and_then(|gguf| gguf.target()))
+    let found = message(file.open().and_then(|gguf| gguf.target()));
+    let kept = message(file.open().and_then(|gguf| gguf.target_with(QuantizedWeights::Keep)));
+    assert_eq!(found, kept);
+    found
 }
 
 fn tokenizer(file: &File) -> String {

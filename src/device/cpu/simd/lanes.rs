@@ -59,6 +59,40 @@ pub(in crate::device::cpu) trait Simd: Copy {
     /// product, without fused multiply-add). With AVX-512_BF16, subnormal numbers count as zero.
     fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes;
 
+    /// Sixteen 32-bit integers.
+    type Ints: Copy;
+
+    /// Widens sixteen unsigned bytes.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::Ints;
+
+    /// Widens sixteen signed bytes.
+    fn load_i8(self, from: &[u8; LANES]) -> Self::Ints;
+
+    /// Shifts every integer by `count` bits towards the low bits, and fills with zeros.
+    fn shift_right(self, x: Self::Ints, count: u32) -> Self::Ints;
+
+    /// Shifts every integer by `count` bits towards the high bits.
+    fn shift_left(self, x: Self::Ints, count: u32) -> Self::Ints;
+
+    /// Clears the bits of every integer that `mask` does not have.
+    fn and(self, x: Self::Ints, mask: i32) -> Self::Ints;
+    fn or(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+
+    /// Converts integers to f32; exact below 2²⁴.
+    fn to_lanes(self, x: Self::Ints) -> Self::Lanes;
+
+    /// Fills all lanes with a number that is stored as f16, little-endian.
+    fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes;
+
+    /// The function q ↦ scale · q + offset of 4-bit numbers q, in a form that is fast to apply.
+    type Affine: Copy;
+
+    /// Makes the function q ↦ scale · q + offset. All lanes of `scale` are equal, and all lanes of `offset`.
+    fn affine(self, scale: Self::Lanes, offset: Self::Lanes) -> Self::Affine;
+
+    /// Applies a function to the low 4 bits of every integer, like [`mul_add`](Self::mul_add); other bits are ignored.
+    fn apply(self, function: Self::Affine, q: Self::Ints) -> Self::Lanes;
+
     /// Prefetches a cache line that will be read later, into the second-level cache: the first-level cache
     /// can track only few lines in flight, and memory latency is long. Any address is allowed.
     fn prefetch<T>(self, at: *const T);
@@ -77,7 +111,7 @@ pub(in crate::device::cpu) trait Simd: Copy {
 
 /// A stored element that loads as f32.
 pub(in crate::device::cpu) trait VectorElement:
-    Copy + Default + Send + Sync + 'static
+    bytemuck::NoUninit + Default + Send + Sync + 'static
 {
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes;
 }

@@ -134,6 +134,86 @@ impl Simd for Portable {
         self.mul_add(a[0], b[0], self.mul_add(a[1], b[1], c))
     }
 
+    type Ints = [i32; LANES];
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::Ints {
+        let mut x = [0; LANES];
+        for (x, &byte) in x.iter_mut().zip(from) {
+            *x = i32::from(byte);
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::Ints {
+        let mut x = [0; LANES];
+        for (x, &byte) in x.iter_mut().zip(from) {
+            *x = i32::from(byte.cast_signed());
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn shift_right(self, mut x: Self::Ints, count: u32) -> Self::Ints {
+        for x in &mut x {
+            *x = (x.cast_unsigned() >> count).cast_signed();
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn shift_left(self, mut x: Self::Ints, count: u32) -> Self::Ints {
+        for x in &mut x {
+            *x <<= count;
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn and(self, mut x: Self::Ints, mask: i32) -> Self::Ints {
+        for x in &mut x {
+            *x &= mask;
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn or(self, mut a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a |= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, x: Self::Ints) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = x as f32;
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes {
+        [f16::from_le_bytes(bytes).to_f32_const(); LANES]
+    }
+
+    /// Scale and offset.
+    type Affine = (f32, f32);
+
+    #[inline(always)]
+    fn affine(self, scale: Self::Lanes, offset: Self::Lanes) -> Self::Affine {
+        (scale[0], offset[0])
+    }
+
+    #[inline(always)]
+    fn apply(self, (scale, offset): Self::Affine, q: Self::Ints) -> Self::Lanes {
+        let q = self.to_lanes(self.and(q, 0xf));
+        self.mul_add(q, self.splat(scale), self.splat(offset))
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
 

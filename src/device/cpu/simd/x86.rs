@@ -152,6 +152,92 @@ impl Simd for Avx2 {
         }
     }
 
+    /// Two AVX registers of eight integers each.
+    type Ints = [__m256i; 2];
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::Ints {
+        let from = from.as_ptr();
+        // SAFETY: `self` exists, so the machine has AVX2; both loads of 8 bytes are within the 16, and need no
+        // alignment.
+        unsafe {
+            [
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::Ints {
+        let from = from.as_ptr();
+        // SAFETY: as for `load_u8`.
+        unsafe {
+            [
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: Self::Ints, count: u32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe {
+            let count = _mm_cvtsi32_si128(count.cast_signed());
+            [_mm256_srl_epi32(x[0], count), _mm256_srl_epi32(x[1], count)]
+        }
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: Self::Ints, count: u32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe {
+            let count = _mm_cvtsi32_si128(count.cast_signed());
+            [_mm256_sll_epi32(x[0], count), _mm256_sll_epi32(x[1], count)]
+        }
+    }
+
+    #[inline(always)]
+    fn and(self, x: Self::Ints, mask: i32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe {
+            let mask = _mm256_set1_epi32(mask);
+            [_mm256_and_si256(x[0], mask), _mm256_and_si256(x[1], mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, x: Self::Ints) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2 and F16C.
+        unsafe { [_mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bytes))); 2] }
+    }
+
+    /// All lanes hold the scale in the first register, and the offset in the second.
+    type Affine = [__m256; 2];
+
+    #[inline(always)]
+    fn affine(self, scale: Self::Lanes, offset: Self::Lanes) -> Self::Affine {
+        [scale[0], offset[0]]
+    }
+
+    #[inline(always)]
+    fn apply(self, [scale, offset]: Self::Affine, q: Self::Ints) -> Self::Lanes {
+        self.mul_add(self.to_lanes(self.and(q, 0xf)), [scale; 2], [offset; 2])
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
@@ -313,6 +399,73 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             // SAFETY: `self` exists, so the machine has AVX-512F.
             unsafe { _mm512_fmadd_ps(even16(a), even16(b), _mm512_fmadd_ps(odd16(a), odd16(b), c)) }
         }
+    }
+
+    type Ints = __m512i;
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 16 bytes and needs no alignment.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::Ints {
+        // SAFETY: as for `load_u8`.
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, x: Self::Ints, count: u32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_srl_epi32(x, _mm_cvtsi32_si128(count.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn shift_left(self, x: Self::Ints, count: u32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_sll_epi32(x, _mm_cvtsi32_si128(count.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn and(self, x: Self::Ints, mask: i32) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_and_si512(x, _mm512_set1_epi32(mask)) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, x: Self::Ints) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, bytes: [u8; 2]) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F, which includes AVX.
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(bytes))) }
+    }
+
+    /// The sixteen values of the function.
+    type Affine = __m512;
+
+    #[inline(always)]
+    fn affine(self, scale: Self::Lanes, offset: Self::Lanes) -> Self::Affine {
+        const Q: [f32; LANES] =
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+        self.mul_add(self.load(&Q), scale, offset)
+    }
+
+    #[inline(always)]
+    fn apply(self, function: Self::Affine, q: Self::Ints) -> Self::Lanes {
+        // The permutation ignores all bits of an index but the low 4.
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_permutexvar_ps(q, function) }
     }
 
     #[inline(always)]

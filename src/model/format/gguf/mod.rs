@@ -10,8 +10,9 @@
 //! | tensor infos | name, dimensions (innermost first), type, offset within the data |
 //! | data | from the next multiple of `general.alignment` (32 if absent) |
 //!
-//! F32, F16 and BF16 tensors are used in place; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL and IQ4_XS are
-//! converted to bf16 when they are loaded. Supported are the architectures `llama`, `qwen2`, `qwen3` (dense) and
+//! F32, F16 and BF16 tensors are used in place. Matrices of Q8_0, Q4_0, Q4_1, Q4_K, Q5_K and Q6_K keep their blocks, in
+//! place too, if [`QuantizedWeights::Keep`] asks for it; otherwise they become bf16 when they are loaded, as Q5_0, Q5_1,
+//! Q2_K, Q3_K, IQ4_NL and IQ4_XS always do. Supported are the architectures `llama`, `qwen2`, `qwen3` (dense) and
 //! `smollm3`, SentencePiece, and byte-level BPE with the
 //! splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
 //!
@@ -35,6 +36,22 @@ use super::files::{Bytes, FileAccess, load};
 use crate::model::LoadError;
 pub(in crate::model) use header::Header;
 use header::ParsedFile;
+
+/// What becomes of the quantised matrices of a GGUF file when they are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum QuantizedWeights {
+    /// They become bf16, which every device takes.
+    #[default]
+    Bf16,
+    /// They keep their blocks if a [`Tensor`](crate::tensor::Tensor) can hold the
+    /// [format](crate::tensor::BlockFormat), and become bf16 if not. The CPU device computes with the f32 numbers that
+    /// the blocks stand for; the GPU device refuses blocks.
+    ///
+    /// Blocks stay where the file is mapped or read, without a copy. The query and key projections of the architectures
+    /// `llama` and `smollm3` are the exception: their rows are permuted in the file, and are copied into the model's
+    /// order.
+    Keep,
+}
 
 /// A GGUF file, or all files of a split model: a model with its configuration, tokenizer, chat template and
 /// weights.

@@ -1,15 +1,13 @@
-//! Block formats of quantised tensors, as ggml defines them in `ggml-common.h`.
+//! The storage types of tensors in GGUF files, and the blocks that become bf16 when they are loaded.
 //!
-//! A row is a sequence of blocks of [`block_len`](Quantization::block_len) elements, and every block has its
-//! own scale. Elements are computed in f32 with ggml's order of operations, then rounded to bf16 (nearest,
-//! ties to even).
+//! ggml defines all block formats in `ggml-common.h`. A [`Tensor`](crate::tensor::Tensor) can hold the formats of
+//! [`BlockFormat`]; this module has the others. A row is a sequence of blocks of
+//! [`block_len`](Quantization::block_len) elements, and every block has its own scale. Elements are computed in f32 with
+//! ggml's order of operations, then rounded to bf16 (nearest, ties to even).
 
-use half::{bf16, f16};
+use half::bf16;
 
-use crate::tensor::DType;
-
-/// The most elements in a block.
-const MAX_BLOCK_LEN: usize = 256;
+use crate::tensor::{BlockFormat, DType, MAX_BLOCK_LEN, half, nibbles};
 
 /// The storage type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,32 +22,19 @@ pub(in crate::model) enum TensorType {
 /// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum Quantization {
-    /// Q4_0: scale d (f16), 16 bytes of 4-bit q; an element is d · (q − 8).
-    Q4_0,
-    /// Q4_1: scale d (f16), minimum m (f16), 16 bytes of 4-bit q; an element is d · q + m.
-    Q4_1,
+    /// A format whose blocks a tensor can hold.
+    Kept(BlockFormat),
     /// Q5_0: scale d (f16), 32 high bits, 16 bytes of the low 4 bits of q; an element is d · (q − 16).
     Q5_0,
     /// Q5_1: scale d (f16), minimum m (f16), 32 high bits, 16 bytes of the low 4 bits of q; an element is d · q
     /// + m.
     Q5_1,
-    /// Q8_0: scale d (f16), 32 signed bytes q; an element is d · q.
-    Q8_0,
     /// Q2_K: 16 bytes with a 4-bit scale and a 4-bit minimum of sub-blocks of 16, 64 bytes of 2-bit q, f16 d,
     /// f16 dmin; an element is (d · scale) · q − dmin · min.
     Q2K,
     /// Q3_K: 32 bytes of the high bit of q, 64 of the low 2 bits, 12 of 6-bit scales of sub-blocks of 16, f16
     /// d; an element is (d · (scale − 32)) · (q − 4).
     Q3K,
-    /// Q4_K: f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of 4-bit
-    /// q; an element is (d · scale) · q − dmin · min.
-    Q4K,
-    /// Q5_K: like [`Q4K`](Self::Q4K), with 32 bytes of the high bit of q before the 128 bytes of its low 4
-    /// bits.
-    Q5K,
-    /// Q6_K: 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16, f16
-    /// d; an element is (d · scale) · (q − 32).
-    Q6K,
     /// IQ4_NL: scale d (f16), 16 bytes of 4-bit q; an element is d · table\[q\], a table of unevenly spaced
     /// numbers.
     Iq4Nl,
@@ -66,16 +51,11 @@ impl std::fmt::Display for TensorType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Plain(dtype) => dtype.fmt(f),
-            Self::Quantized(Quantization::Q4_0) => f.write_str("Q4_0"),
-            Self::Quantized(Quantization::Q4_1) => f.write_str("Q4_1"),
+            Self::Quantized(Quantization::Kept(format)) => format.fmt(f),
             Self::Quantized(Quantization::Q5_0) => f.write_str("Q5_0"),
             Self::Quantized(Quantization::Q5_1) => f.write_str("Q5_1"),
-            Self::Quantized(Quantization::Q8_0) => f.write_str("Q8_0"),
             Self::Quantized(Quantization::Q2K) => f.write_str("Q2_K"),
             Self::Quantized(Quantization::Q3K) => f.write_str("Q3_K"),
-            Self::Quantized(Quantization::Q4K) => f.write_str("Q4_K"),
-            Self::Quantized(Quantization::Q5K) => f.write_str("Q5_K"),
-            Self::Quantized(Quantization::Q6K) => f.write_str("Q6_K"),
             Self::Quantized(Quantization::Iq4Nl) => f.write_str("IQ4_NL"),
             Self::Quantized(Quantization::Iq4Xs) => f.write_str("IQ4_XS"),
         }
@@ -88,21 +68,26 @@ impl TensorType {
         Ok(match number {
             0 => Self::Plain(DType::F32),
             1 => Self::Plain(DType::F16),
-            2 => Self::Quantized(Quantization::Q4_0),
-            3 => Self::Quantized(Quantization::Q4_1),
+            2 => Self::Quantized(Quantization::Kept(BlockFormat::Q4_0)),
+            3 => Self::Quantized(Quantization::Kept(BlockFormat::Q4_1)),
             6 => Self::Quantized(Quantization::Q5_0),
             7 => Self::Quantized(Quantization::Q5_1),
-            8 => Self::Quantized(Quantization::Q8_0),
+            8 => Self::Quantized(Quantization::Kept(BlockFormat::Q8_0)),
             10 => Self::Quantized(Quantization::Q2K),
             11 => Self::Quantized(Quantization::Q3K),
-            12 => Self::Quantized(Quantization::Q4K),
-            13 => Self::Quantized(Quantization::Q5K),
-            14 => Self::Quantized(Quantization::Q6K),
+            12 => Self::Quantized(Quantization::Kept(BlockFormat::Q4K)),
+            13 => Self::Quantized(Quantization::Kept(BlockFormat::Q5K)),
+            14 => Self::Quantized(Quantization::Kept(BlockFormat::Q6K)),
             20 => Self::Quantized(Quantization::Iq4Nl),
             23 => Self::Quantized(Quantization::Iq4Xs),
             30 => Self::Plain(DType::Bf16),
             other => return Err(unsupported_name(other)),
         })
+    }
+
+    /// Returns true for blocks that become bf16 whatever the loader is asked to do.
+    pub(in crate::model) fn is_converted(self) -> bool {
+        !matches!(self, Self::Plain(_) | Self::Quantized(Quantization::Kept(_)))
     }
 
     /// Returns the size in bytes of a row of `columns` elements; `None` if the row is not a whole number of blocks.
@@ -144,24 +129,20 @@ impl Quantization {
     /// Returns the number of elements per block.
     pub(super) fn block_len(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => MAX_BLOCK_LEN,
+            Self::Kept(format) => format.block_len(),
+            Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Iq4Xs => MAX_BLOCK_LEN,
         }
     }
 
     /// Returns the size of a block in bytes.
     pub(super) fn block_bytes(self) -> usize {
         match self {
-            Self::Q4_0 => 2 + 16,
-            Self::Q4_1 => 2 + 2 + 16,
+            Self::Kept(format) => format.block_bytes(),
             Self::Q5_0 => 2 + 4 + 16,
             Self::Q5_1 => 2 + 2 + 4 + 16,
-            Self::Q8_0 => 2 + 32,
             Self::Q2K => 16 + 64 + 2 + 2,
             Self::Q3K => 32 + 64 + 12 + 2,
-            Self::Q4K => 2 + 2 + 12 + 128,
-            Self::Q5K => 2 + 2 + 12 + 32 + 128,
-            Self::Q6K => 128 + 64 + 16 + 2,
             Self::Iq4Nl => 2 + 16,
             Self::Iq4Xs => 2 + 2 + 4 + 128,
         }
@@ -174,48 +155,17 @@ impl Quantization {
             blocks.chunks_exact(self.block_bytes()).zip(out.chunks_exact_mut(self.block_len()))
         {
             match self {
-                Self::Q4_0 => q4_0(block, &mut elements),
-                Self::Q4_1 => q4_1(block, &mut elements),
+                Self::Kept(format) => format.elements(block, &mut elements),
                 Self::Q5_0 => q5_0(block, &mut elements),
                 Self::Q5_1 => q5_1(block, &mut elements),
-                Self::Q8_0 => q8_0(block, &mut elements),
                 Self::Q2K => q2_k(block, &mut elements),
                 Self::Q3K => q3_k(block, &mut elements),
-                Self::Q4K => q4_k(block, &mut elements),
-                Self::Q5K => q5_k(block, &mut elements),
-                Self::Q6K => q6_k(block, &mut elements),
                 Self::Iq4Nl => iq4_nl(block, &mut elements),
                 Self::Iq4Xs => iq4_xs(block, &mut elements),
             }
             out.iter_mut().zip(&elements).for_each(|(out, &x)| *out = bf16::from_f32(x));
         }
     }
-}
-
-fn half(bytes: &[u8; 2]) -> f32 {
-    f16::from_le_bytes(*bytes).to_f32()
-}
-
-/// Splits every byte into two 4-bit numbers and stores their `value`: the low halves become the first half of
-/// the elements, and the high halves the second half.
-fn nibbles(bytes: &[u8], elements: &mut [f32], value: impl Fn(u8) -> f32) {
-    let (low, high) = elements.split_at_mut(bytes.len());
-    for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
-        (*low, *high) = (value(byte & 0xf), value(byte >> 4));
-    }
-}
-
-fn q4_0(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((d, quants)) = block.split_first_chunk() else { return };
-    let d = half(d);
-    nibbles(quants, elements, |q| d * (f32::from(q) - 8.0));
-}
-
-fn q4_1(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((d, rest)) = block.split_first_chunk() else { return };
-    let Some((m, quants)) = rest.split_first_chunk() else { return };
-    let (d, m) = (half(d), half(m));
-    nibbles(quants, elements, |q| d * f32::from(q) + m);
 }
 
 /// Makes elements of 5-bit numbers: their low 4 bits are stored as for [`nibbles`], and bit 4 of element i is
@@ -244,12 +194,6 @@ fn q5_1(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Ok(quants) = rest.try_into() else { return };
     let (d, m) = (half(d), half(m));
     five_bits(quants, *high_bits, elements, |q| d * f32::from(q) + m);
-}
-
-fn q8_0(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((d, quants)) = block.split_first_chunk() else { return };
-    let d = half(d);
-    elements.iter_mut().zip(quants).for_each(|(x, &q)| *x = f32::from(q.cast_signed()) * d);
 }
 
 /// Returns the 2-bit number that a block stores for an element: each half of the block has 32 bytes, with four
@@ -290,42 +234,6 @@ fn q3_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     }
 }
 
-fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((d, rest)) = block.split_first_chunk() else { return };
-    let Some((dmin, rest)) = rest.split_first_chunk() else { return };
-    let Some((packed, quants)) = rest.split_first_chunk() else { return };
-    let (d, dmin) = (half(d), half(dmin));
-    let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
-    // Every 32 bytes hold two sub-blocks of 32 elements: the low halves of the bytes are the first sub-block,
-    // and the high halves the second.
-    let pairs = scales.chunks_exact(2).zip(quants.chunks_exact(32)).zip(elements.chunks_exact_mut(64));
-    for ((scales, quants), elements) in pairs {
-        let (low, high) = elements.split_at_mut(32);
-        let &[(low_scale, low_min), (high_scale, high_min)] = scales else { return };
-        for ((&q, low), high) in quants.iter().zip(low).zip(high) {
-            *low = low_scale * f32::from(q & 0xf) - low_min;
-            *high = high_scale * f32::from(q >> 4) - high_min;
-        }
-    }
-}
-
-fn q5_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((d, rest)) = block.split_first_chunk() else { return };
-    let Some((dmin, rest)) = rest.split_first_chunk() else { return };
-    let Some((packed, rest)) = rest.split_first_chunk() else { return };
-    let Some((high_bits, quants)) = rest.split_first_chunk::<32>() else { return };
-    let (d, dmin) = (half(d), half(dmin));
-    let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
-    let pairs = quants.chunks_exact(32).flat_map(|quants| [(quants, 0), (quants, 4)]);
-    let sub_blocks = pairs.zip(scales).zip(elements.chunks_exact_mut(32));
-    for (sub_block, (((quants, shift), (scale, min)), elements)) in sub_blocks.enumerate() {
-        for ((&q, &high), element) in quants.iter().zip(high_bits).zip(elements) {
-            let q = q >> shift & 0xf | (high >> sub_block & 1) << 4;
-            *element = scale * f32::from(q) - min;
-        }
-    }
-}
-
 fn iq4_nl(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Some((d, quants)) = block.split_first_chunk() else { return };
     let d = half(d);
@@ -343,43 +251,5 @@ fn iq4_xs(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
         let high = (high_bits >> (2 * index) & 0x3) as u8;
         let scale = d * (f32::from(low | high << 4) - 32.0);
         nibbles(quants, elements, |q| scale * f32::from(TABLE[usize::from(q)]));
-    }
-}
-
-/// Unpacks the scale and the minimum of each of eight sub-blocks, 6 bits each. For the first four sub-blocks,
-/// they are the low 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and
-/// the high 2 bits are the high bits of bytes 0..8.
-fn unpack_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
-    let [s0, s1, s2, s3, m0, m1, m2, m3, x0, x1, x2, x3] = *packed;
-    let first = |s: u8, m: u8| (s & 0x3f, m & 0x3f);
-    let second = |s: u8, m: u8, x: u8| (x & 0xf | s >> 2 & 0x30, x >> 4 | m >> 2 & 0x30);
-    [
-        first(s0, m0),
-        first(s1, m1),
-        first(s2, m2),
-        first(s3, m3),
-        second(s0, m0, x0),
-        second(s1, m1, x1),
-        second(s2, m2, x2),
-        second(s3, m3, x3),
-    ]
-}
-
-fn q6_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
-    let Some((low_bits, rest)) = block.split_first_chunk::<128>() else { return };
-    let Some((high_bits, rest)) = rest.split_first_chunk::<64>() else { return };
-    let Some((scales, d)) = rest.split_first_chunk::<16>() else { return };
-    let Ok(d) = d.try_into() else { return };
-    let d: f32 = half(d);
-    let scales = scales.map(|scale| d * f32::from(scale.cast_signed()));
-    for (index, (element, scale)) in
-        elements.iter_mut().zip(scales.iter().flat_map(|scale| std::iter::repeat_n(scale, 16))).enumerate()
-    {
-        // Each half of a Q6_K block has 64 bytes of low bits (elements 0..64 in the low halves of the bytes,
-        // 64..128 in the high halves) and 32 bytes of high bits (four elements per byte, 32 apart).
-        let (half, within) = (index / 128, index % 128);
-        let low = low_bits[64 * half + within % 64] >> (4 * (within / 64)) & 0xf;
-        let high = high_bits[32 * half + within % 32] >> (2 * (within / 32)) & 0x3;
-        *element = scale * (f32::from(low | high << 4) - 32.0);
     }
 }

@@ -1,14 +1,15 @@
-//! Reads the tensors of a GGUF file: restores permuted rows, and converts quantised elements to bf16.
+//! Reads the tensors of a GGUF file: restores permuted rows, and keeps quantised blocks or converts them to bf16.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::Gguf;
 use super::header::{Header, Stored};
 use super::quantization::{Quantization, TensorType};
+use super::{Gguf, QuantizedWeights};
 use crate::model::LoadError;
 use crate::model::format::files::{Bytes, open};
 use crate::tensor::Tensor;
@@ -20,16 +21,17 @@ impl Gguf {
     /// [`LoadError::MissingTensor`], [`LoadError::UnsupportedQuantization`] or [`LoadError::OutOfMemory`].
     pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
         let shape = &self.header.tensor(name)?.shape;
-        self.tensor_of_shape(name, shape, None)
+        self.tensor_of_shape(name, shape, None, QuantizedWeights::Bf16)
     }
 
     /// Returns a tensor of the file, which must have the given shape. If its rows are permuted, the permutation is
-    /// undone.
+    /// undone. Only a matrix can keep its blocks.
     pub(in crate::model) fn tensor_of_shape(
         &self,
         name: &str,
         shape: &[usize],
         permuted_heads: Option<usize>,
+        quantized: QuantizedWeights,
     ) -> Result<Tensor, LoadError> {
         let found = &self.header.tensor(name)?.shape;
         if found != shape {
@@ -44,7 +46,7 @@ impl Gguf {
         let rows = RowOrder::new(shape, permuted_heads);
         let bytes = self.files.get(self.header.tensor(name)?.file);
         bytes
-            .and_then(|bytes| decode(stored, bytes, shape, &rows))
+            .and_then(|bytes| decode(stored, bytes, shape, &rows, quantized))
             .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.to_vec() })
     }
 }
@@ -65,7 +67,7 @@ impl Header {
         }
         let stored = Stored { kind: *kind, bytes: 0..read.len() };
         let bytes: Bytes = Arc::new(read);
-        decode(&stored, &bytes, shape, &RowOrder::new(shape, None))
+        decode(&stored, &bytes, shape, &RowOrder::new(shape, None), QuantizedWeights::Bf16)
             .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.clone() })
     }
 }
@@ -104,28 +106,46 @@ impl RowOrder {
 }
 
 /// Decodes the stored bytes of a tensor; returns `None` if memory runs out.
-fn decode(stored: &Stored, bytes: &Bytes, shape: &[usize], rows: &RowOrder) -> Option<Tensor> {
+fn decode(
+    stored: &Stored,
+    bytes: &Bytes,
+    shape: &[usize],
+    rows: &RowOrder,
+    quantized: QuantizedWeights,
+) -> Option<Tensor> {
+    let keep = quantized == QuantizedWeights::Keep && shape.len() == 2;
     match stored.kind {
-        TensorType::Plain(dtype) if rows.permuted_head_dim.is_none() => {
-            Tensor::from_bytes(dtype, shape, bytes.clone(), stored.bytes.clone())
-        }
         TensorType::Plain(dtype) => {
-            let source = (**bytes).as_ref().get(stored.bytes.clone())?;
-            let row_bytes = rows.columns * dtype.size();
-            let mut permuted = Vec::new();
-            permuted.try_reserve_exact(source.len()).ok()?;
-            for row in 0..rows.count {
-                let start = rows.stored(row) * row_bytes;
-                permuted.extend_from_slice(source.get(start..start + row_bytes)?);
-            }
-            let len = permuted.len();
-            Tensor::from_bytes(dtype, shape, Arc::new(permuted), 0..len)
+            let (bytes, range) = in_order(stored, bytes, rows)?;
+            Tensor::from_bytes(dtype, shape, bytes, range)
+        }
+        TensorType::Quantized(Quantization::Kept(format)) if keep => {
+            let (bytes, range) = in_order(stored, bytes, rows)?;
+            Tensor::from_blocks(format, shape, bytes, range)
         }
         TensorType::Quantized(format) => {
             let source = (**bytes).as_ref().get(stored.bytes.clone())?;
             Tensor::from_bf16(shape, dequantize(format, source, rows)?)
         }
     }
+}
+
+/// Returns the bytes of a tensor with its rows in the model's order: the file's own bytes, or a copy if the file has
+/// another order.
+fn in_order(stored: &Stored, bytes: &Bytes, rows: &RowOrder) -> Option<(Bytes, Range<usize>)> {
+    if rows.permuted_head_dim.is_none() {
+        return Some((bytes.clone(), stored.bytes.clone()));
+    }
+    let source = (**bytes).as_ref().get(stored.bytes.clone())?;
+    let row_bytes = stored.kind.row_bytes(rows.columns)?;
+    let mut permuted = Vec::new();
+    permuted.try_reserve_exact(source.len()).ok()?;
+    for row in 0..rows.count {
+        let start = rows.stored(row) * row_bytes;
+        permuted.extend_from_slice(source.get(start..start + row_bytes)?);
+    }
+    let range = 0..permuted.len();
+    Some((Arc::new(permuted), range))
 }
 
 fn dequantize(format: Quantization, source: &[u8], rows: &RowOrder) -> Option<Vec<bf16>> {

@@ -1,9 +1,14 @@
-//! Weights in host memory: typed views of bytes that are owned or memory-mapped.
+//! Weights in host memory: typed views of bytes that are owned or memory-mapped, and blocks of quantised elements.
+
+mod blocks;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
+
+pub use self::blocks::{BlockFormat, Blocks};
+pub(crate) use self::blocks::{MAX_BLOCK_LEN, half, nibbles};
 
 /// Element types of stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub enum Elements<'a> {
     F16(&'a [f16]),
     /// bfloat16 elements.
     Bf16(&'a [bf16]),
+    /// Quantised elements; every row is a sequence of whole blocks.
+    Blocks(Blocks<'a>),
 }
 
 impl Elements<'_> {
@@ -54,6 +61,7 @@ impl Elements<'_> {
             Self::F32(x) => x.len(),
             Self::F16(x) => x.len(),
             Self::Bf16(x) => x.len(),
+            Self::Blocks(x) => x.len(),
         }
     }
 
@@ -73,6 +81,7 @@ impl Elements<'_> {
             Self::Bf16(x) => {
                 out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, x)| *o = x.to_f32());
             }
+            Self::Blocks(x) => x.read_f32(range, out),
         }
     }
 }
@@ -86,6 +95,8 @@ enum Storage {
     /// A range of a file's mapping that other tensors share (or of any other shared bytes), aligned for the element
     /// type.
     Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
+    /// A range of shared bytes with blocks, which need no alignment.
+    Blocks(BlockFormat, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
 
 /// A row-major tensor on the host; clones share its bytes.
@@ -97,7 +108,10 @@ pub struct Tensor {
 
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tensor({} {:?})", self.dtype(), self.shape)
+        match self.block_format() {
+            Some(format) => write!(f, "Tensor({format} {:?})", self.shape),
+            None => write!(f, "Tensor({} {:?})", self.dtype(), self.shape),
+        }
     }
 }
 
@@ -146,18 +160,43 @@ impl Tensor {
         Self::checked(shape, slice.len() / dtype.size(), || storage)
     }
 
+    /// Makes a tensor of quantised elements from the blocks in `range` of `bytes`, which the tensor keeps alive and does
+    /// not copy. `None` if the range is not within the bytes, if its length does not match `shape`, or if a row, the last
+    /// dimension, is not whole blocks.
+    pub fn from_blocks(
+        format: BlockFormat,
+        shape: &[usize],
+        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+    ) -> Option<Self> {
+        let len = (*bytes).as_ref().get(range.clone())?.len();
+        format.bytes_of(*shape.last()?)?;
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        (format.bytes_of(elements)? == len)
+            .then(|| Self { shape: shape.to_vec(), storage: Storage::Blocks(format, bytes, range) })
+    }
+
     fn checked(shape: &[usize], elements: usize, storage: impl FnOnce() -> Storage) -> Option<Self> {
         let expected = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         (expected == elements).then(|| Self { shape: shape.to_vec(), storage: storage() })
     }
 
-    /// Returns the type of the tensor's elements.
+    /// Returns the type of the tensor's elements. Elements of [blocks](Self::block_format) are dequantised to f32.
     pub fn dtype(&self) -> DType {
         match &self.storage {
             Storage::F32(_) => DType::F32,
             Storage::F16(_) => DType::F16,
             Storage::Bf16(_) => DType::Bf16,
             Storage::Bytes(dtype, ..) => *dtype,
+            Storage::Blocks(..) => DType::F32,
+        }
+    }
+
+    /// Returns the format of the tensor's blocks if its elements are quantised.
+    pub fn block_format(&self) -> Option<BlockFormat> {
+        match &self.storage {
+            Storage::Blocks(format, ..) => Some(*format),
+            _ => None,
         }
     }
 
@@ -166,9 +205,12 @@ impl Tensor {
         &self.shape
     }
 
-    /// Returns the size of all elements of the tensor in bytes.
+    /// Returns the size of all elements of the tensor in bytes, as they are stored.
     pub fn byte_len(&self) -> usize {
-        self.elements().len() * self.dtype().size()
+        match self.elements() {
+            Elements::Blocks(blocks) => blocks.bytes().len(),
+            elements => elements.len() * self.dtype().size(),
+        }
     }
 
     /// Returns the tensor's elements in row-major order.
@@ -177,6 +219,10 @@ impl Tensor {
             Storage::F32(x) => Elements::F32(x),
             Storage::F16(x) => Elements::F16(x),
             Storage::Bf16(x) => Elements::Bf16(x),
+            Storage::Blocks(format, bytes, range) => {
+                let bytes = (**bytes).as_ref().get(range.clone()).unwrap_or(&[]);
+                Elements::Blocks(Blocks::new(*format, bytes))
+            }
             Storage::Bytes(dtype, bytes, range) => {
                 // The range is valid and aligned: `from_bytes` checked both, and an owner's bytes do not move.
                 let bytes = (**bytes).as_ref().get(range.clone()).unwrap_or(&[]);
@@ -190,7 +236,7 @@ impl Tensor {
     }
 
     /// Returns row `index` of a matrix as a vector, or `None` if there is no such row. The row shares the bytes of a
-    /// tensor [made from bytes](Self::from_bytes), and is a copy otherwise.
+    /// tensor made [from bytes](Self::from_bytes) or [from blocks](Self::from_blocks), and is a copy otherwise.
     pub fn row(&self, index: usize) -> Option<Self> {
         let &[rows, cols] = self.shape.as_slice() else { return None };
         if index >= rows {
@@ -204,6 +250,11 @@ impl Tensor {
             Storage::Bytes(dtype, bytes, all) => {
                 let byte = |element: usize| all.start + element * dtype.size();
                 Storage::Bytes(*dtype, bytes.clone(), byte(range.start)..byte(range.end))
+            }
+            Storage::Blocks(format, bytes, all) => {
+                let size = format.bytes_of(cols)?;
+                let start = all.start + index * size;
+                Storage::Blocks(*format, bytes.clone(), start..start + size)
             }
         };
         Some(Self { shape: vec![cols], storage })
@@ -239,6 +290,37 @@ mod tests {
         assert!(Tensor::from_bytes(DType::F32, &[4], straight.clone(), 0..12).is_none());
         assert!(Tensor::from_bytes(DType::F32, &[3], straight.clone(), 4..16).is_none());
         assert!(Tensor::from_bytes(DType::F32, &[usize::MAX, 2], straight, 0..12).is_none());
+    }
+
+    #[test]
+    fn blocks_are_rows_of_whole_blocks() {
+        // Each block has the scale 1 and 32 numbers.
+        let block = |first: i8| -> Vec<u8> {
+            let quants = (0..32).map(|i| (first + i).cast_unsigned());
+            f16::ONE.to_le_bytes().into_iter().chain(quants).collect()
+        };
+        let bytes: Vec<u8> = [vec![9], block(0), block(-16), block(32), block(-64)].concat();
+        let bytes: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(bytes);
+        let make =
+            |shape: &[usize], range| Tensor::from_blocks(BlockFormat::Q8_0, shape, bytes.clone(), range);
+        let matrix = make(&[2, 64], 1..137).unwrap();
+        assert_eq!((matrix.byte_len(), matrix.block_format()), (136, Some(BlockFormat::Q8_0)));
+        assert_eq!(format!("{matrix:?}"), "Tensor(Q8_0 [2, 64])");
+        let values = matrix.to_f32();
+        assert_eq!((values[1], values[32], values[64], values[127]), (1.0, -16.0, 32.0, -33.0));
+        let mut middle = [0.0; 70];
+        matrix.elements().read_f32(30..100, &mut middle);
+        assert_eq!(middle, values[30..100]);
+        let mut beyond = [7.0; 4];
+        matrix.elements().read_f32(126..130, &mut beyond);
+        assert_eq!(beyond, [-34.0, -33.0, 7.0, 7.0]);
+        let row = matrix.row(1).unwrap();
+        assert_eq!((row.shape(), row.to_f32()), (&[64][..], values[64..].to_vec()));
+        assert!(matrix.row(2).is_none());
+        assert!(make(&[4, 33], 1..137).is_none(), "rows that are not whole blocks");
+        assert!(make(&[8, 16], 1..137).is_none(), "rows of half blocks");
+        assert!(make(&[2, 64], 0..135).is_none() && make(&[2, 64], 2..138).is_none());
+        assert!(make(&[], 1..1).is_none() && make(&[usize::MAX, 64], 1..137).is_none());
     }
 
     #[test]
