@@ -13,7 +13,7 @@ use super::request_id::{RequestId, RequestIds};
 use super::scheduler::Scheduler;
 use super::sequence::{Callbacks, Sequence, Work};
 use super::stats::EngineStats;
-use super::step::{self, Outcome, SequencePlan, StepBuffers};
+use super::step::{self, Outcome, PaddingPages, SequencePlan, StepBuffers};
 use crate::device::Device;
 use crate::model::Model;
 
@@ -63,10 +63,14 @@ impl<D: Device> Engine<D> {
         model.prepare(options.max_batch, options.prefill_rows)?;
         let pages = options.cache_tokens.div_ceil(options.page_size).min(u32::MAX as usize);
         let allocator = PageAllocator::new(pages, options.page_size, options.prefix_cache);
+        let (padding, padding_pages) = match model.device().pads_steps() {
+            true => (PaddingPages::from(pages, options.page_size), PaddingPages::count(options.page_size)),
+            false => (PaddingPages::default(), 0),
+        };
         let (context_len, drafter) = (model.config().context_len, model.drafter_kind());
         Ok(Self {
-            cache: model.new_cache(pages, options.page_size)?,
-            buffers: StepBuffers::new(&model),
+            cache: model.new_cache(pages + padding_pages, options.page_size)?,
+            buffers: StepBuffers::new(&model, padding),
             scheduler: Scheduler::new(allocator, options, context_len, drafter),
             model,
             policy: Box::new(policy),

@@ -131,6 +131,12 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
+    /// Returns whether the rows of steps are padded to numbers of rows that come again, because the device repeats the
+    /// launches of equal steps faster. Padding changes no result.
+    fn pads_steps(&self) -> bool {
+        false
+    }
+
     /// Checks the tables of a step and lays them out on the device. Returns the pass, for the operations that use
     /// its rows, and the tables, for the verification.
     ///

@@ -408,6 +408,10 @@ impl Runtime for Cuda {
         ViewMut::cuda(memory.slice_mut(), stream)
     }
 
+    fn repeats_launches(&self, stream: &Self::Stream) -> bool {
+        self.queue_of(stream).is_some()
+    }
+
     fn gather_launches(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {
         self.queue_of(stream).map_or(Ok(()), GraphQueue::gather)
     }

@@ -314,6 +314,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// same identity.
     fn queue(&self, stream: &Self::Stream) -> QueueId;
 
+    /// Returns whether the runtime repeats equal lists of launches on `stream` with fewer calls of the driver.
+    fn repeats_launches(&self, stream: &Self::Stream) -> bool {
+        let _ = stream;
+        false
+    }
+
     /// Lets a runtime that can run launches as a graph gather the launches on `stream` from here on. The next copy to or
     /// from the host, or [`finish_launches`](Self::finish_launches), ends this. Results do not depend on it.
     ///

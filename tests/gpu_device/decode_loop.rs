@@ -5,7 +5,7 @@ use std::cell::Cell;
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts};
 use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::Kernels;
 use flexdraft::model::Model;
@@ -137,6 +137,36 @@ proptest! {
         prop_assert_eq!(&run(&mut engine(gpu(late), &spec, Mode::Sequential)), &parallel);
         let mixed = RandomGroups(seed);
         prop_assert_eq!(&run(&mut engine(gpu(SimtOptions::default()), &spec, mixed)), &parallel);
+    }
+}
+
+proptest! {
+    #![proptest_config(properties(1))]
+
+    /// Steps with more than 32 candidates are padded. Neither tokens nor the bits of confidences depend on the padding.
+    #[test]
+    fn padding_changes_no_result(
+        spec in either_drafter(spec(Shapes::OF_KERNELS)),
+        asks in prop::collection::vec(ask(), 5..7),
+        seed in any::<u64>(),
+        joined in any::<bool>(),
+    ) {
+        let spec = Spec { block_size: 10, ..spec };
+        let products = if joined { HeadProducts::Joined } else { HeadProducts::Apart };
+        let device = |padding| gpu(SimtOptions::default()).with_head_products(products).with_padding(padding);
+        let run = |padding, policy: Box<dyn Policy>| {
+            let ask = |ask: &Ask| Request { record: true, ..Ask { max_new_tokens: 6, ..ask.clone() }.request(&spec) };
+            let mut engine = engine(device(padding), &spec, policy);
+            let outputs = run(&mut engine, asks.iter().map(ask).collect());
+            (blocks(&outputs), outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>())
+        };
+        let policies = || -> Vec<Box<dyn Policy>> {
+            let modes = spec.drafting_modes().into_iter().map(|mode| Box::new(mode) as Box<dyn Policy>);
+            modes.chain([Box::new(RandomEverything(RandomGroups(seed))) as Box<dyn Policy>]).collect()
+        };
+        for (number, (plain, padded)) in policies().into_iter().zip(policies()).enumerate() {
+            prop_assert_eq!(run(false, plain), run(true, padded), "policy {}", number);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The buffers of a step: activations, logits and results.
 
+use super::padding::PaddingPages;
 use crate::decode::sequence::{DrawnFrom, Sequence};
 use crate::device::{Device, DeviceError, DraftLogits};
 use crate::model::forward::{Model, Workspace};
@@ -15,17 +16,20 @@ pub(in crate::decode) struct StepBuffers<D: Device> {
     /// of candidates and mask groups, the buffer begins with the logits of the candidates and of all groups.
     pub(super) next_drafts: D::Buffer,
     pub(super) results: D::Results,
+    /// The cache pages that the padding of steps uses.
+    pub(super) padding: PaddingPages,
 }
 
 impl<D: Device> StepBuffers<D> {
-    /// Makes the buffers for steps of `model`.
-    pub(in crate::decode) fn new(model: &Model<D>) -> Self {
+    /// Makes the buffers for steps of `model`, whose padding uses the cache pages `padding`.
+    pub(in crate::decode) fn new(model: &Model<D>, padding: PaddingPages) -> Self {
         Self {
             work: model.new_workspace(),
             target_logits: model.new_logits(),
             last_drafts: model.new_logits(),
             next_drafts: model.new_logits(),
             results: model.device().new_results(),
+            padding,
         }
     }
 

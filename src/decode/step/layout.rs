@@ -2,6 +2,7 @@
 //! anything runs.
 
 use super::groups::{Drafting, Draw};
+use super::padding::{PaddingPages, PaddingRows};
 use super::plan::SequencePlan;
 use crate::decode::sequence::{DrawnFrom, Sequence, Work};
 use crate::device::{Device, DraftLogits, DraftRows, DraftTables, DraftingPass, SlotRows, VerifyRows};
@@ -17,6 +18,8 @@ pub(super) struct StepLayout<'a> {
     pub(super) tokens: Vec<u32>,
     /// The joint pass, which runs the candidate rows of all sequences and the mask rows that draft beside them.
     pub(super) pass: Pass<'a>,
+    /// The sequence that pads the step, the last of the joint pass.
+    padding: Option<PaddingRows>,
     /// The rows of the joint pass whose logits are computed before the verification.
     pub(super) logits_rows: Vec<usize>,
     /// Whether `logits_rows` include the slots of all mask groups, because one product of the LM head computes the
@@ -75,9 +78,12 @@ impl<'a> StepLayout<'a> {
         model: &Model<D>,
         sequences: &'a [Sequence<D::Buffer>],
         plans: &[SequencePlan],
+        padding: &'a PaddingPages,
     ) -> (Self, DraftPlaces) {
         let draws = Draw::all(plans);
-        let (tokens, pass) = joint_pass(sequences, plans);
+        let (mut tokens, mut pass) = joint_pass(sequences, plans);
+        let decodes = plans.iter().all(|plan| plan.work == Work::Decode);
+        let padding = if decodes { padding.add_to(&mut pass, &mut tokens) } else { None };
         let groups = |&draw: &Draw| {
             let plan = &plans[draw.plan];
             let first_row = pass.group_rows(draw.plan, *plan.groups.first()?)?.start;
@@ -90,7 +96,8 @@ impl<'a> StepLayout<'a> {
             draw.first_candidate..draw.first_candidate + plan.rows() - plan.certain()
         };
         let mut logits_rows: Vec<usize> = draws.iter().flat_map(candidates).collect();
-        let joined = join(model, sequences, plans, &mut groups, &mut logits_rows);
+        logits_rows.extend(padding.map(PaddingRows::candidate_rows).into_iter().flatten());
+        let joined = join(model, sequences, plans, &mut groups, (&pass, padding), &mut logits_rows);
         let first_places = DraftPlaces { row: if joined { logits_rows.len() } else { 0 }, draw: 0 };
         let mut places = first_places;
         places.give(&mut groups, sequences, plans);
@@ -104,7 +111,7 @@ impl<'a> StepLayout<'a> {
             places.give(&mut apart.groups, sequences, plans);
             apart
         });
-        (Self { draws, tokens, pass, logits_rows, joined, first_places, groups, apart }, places)
+        (Self { draws, tokens, pass, padding, logits_rows, joined, first_places, groups, apart }, places)
     }
 
     /// Returns the changes that logit processors make to the target's logits: one entry per plan that draws a token,
@@ -122,8 +129,9 @@ impl<'a> StepLayout<'a> {
         self.draws.iter().map(edits).collect()
     }
 
-    /// Returns the input of the device's verification: one entry per plan that draws a token. A draft was drawn from
-    /// logits in `last_drafts` or in a buffer of its own; `edits` are the changes by the logit processors.
+    /// Returns the input of the device's verification: one entry per plan that draws a token, and the padding's after
+    /// them. A draft was drawn from logits in `last_drafts` or in a buffer of its own; `edits` are the changes by the logit
+    /// processors.
     pub(super) fn verify_rows<B>(
         &self,
         sequences: &'a [Sequence<B>],
@@ -156,7 +164,9 @@ impl<'a> StepLayout<'a> {
                 start: sequence.cached + plan.certain(),
             }
         };
-        self.draws.iter().zip(edits).map(rows).collect()
+        let verified: usize = self.draws.iter().map(|draw| plans[draw.plan].verify_len + 1).sum();
+        let padding = self.padding.map(|padding| padding.verify_rows(verified));
+        self.draws.iter().zip(edits).map(rows).chain(padding).collect()
     }
 }
 
@@ -244,17 +254,20 @@ fn joint_pass<'a, B>(sequences: &'a [Sequence<B>], plans: &[SequencePlan]) -> (V
     (tokens, pass)
 }
 
-/// Adds the slots of all mask `groups` to `rows`, the candidates' rows of the pass, if one product of the LM head is to
-/// compute the logits of both; each entry of `groups` then counts rows of the logits. Returns whether one product does.
+/// Adds the slots of all mask `groups`, and of the padding's, to `rows`, the candidates' rows of the pass, if one product of
+/// the LM head is to compute the logits of both; each entry of `groups` then counts rows of the logits. Returns whether one
+/// product does.
 fn join<D: Device>(
     model: &Model<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[SequencePlan],
     groups: &mut [Drafting],
+    (pass, padding): (&Pass<'_>, Option<PaddingRows>),
     rows: &mut Vec<usize>,
 ) -> bool {
     let drafted = |groups: &Drafting| groups.draw.drafted(sequences, plans);
-    let all: usize = groups.iter().map(|groups| groups.count() * drafted(groups)).sum();
+    let added = padding.map_or(0, |padding| padding.drafting_rows(pass).count());
+    let all = groups.iter().map(|groups| groups.count() * drafted(groups)).sum::<usize>() + added;
     let selected = groups.iter().map(drafted).sum();
     if !model.joins_head_products(rows.len(), all, selected) {
         return false;
@@ -267,5 +280,6 @@ fn join<D: Device>(
             rows.extend(first + rank * slots + 1..first + (rank + 1) * slots);
         }
     }
+    rows.extend(padding.into_iter().flat_map(|padding| padding.drafting_rows(pass)));
     true
 }

@@ -10,6 +10,7 @@ mod hooks;
 mod joint;
 mod layout;
 mod outcome;
+mod padding;
 mod plan;
 mod proposing;
 
@@ -20,6 +21,7 @@ use outcome::DrawnTokens;
 
 pub(super) use self::buffers::StepBuffers;
 pub(super) use self::outcome::Outcome;
+pub(super) use self::padding::PaddingPages;
 pub(super) use self::plan::SequencePlan;
 use super::sequence::Sequence;
 use crate::device::{Device, DeviceError, StepTables};
@@ -60,8 +62,8 @@ fn draw<D: Device>(
     sequences: &[Sequence<D::Buffer>],
     plans: &[SequencePlan],
 ) -> Result<Vec<DrawnTokens<D::Buffer>>, DeviceError> {
-    let StepBuffers { work, target_logits, last_drafts, next_drafts, results } = buffers;
-    let (layout, places) = StepLayout::new(model, sequences, plans);
+    let StepBuffers { work, target_logits, last_drafts, next_drafts, results, padding } = buffers;
+    let (layout, places) = StepLayout::new(model, sequences, plans, padding);
     let edits = layout.edits(sequences, plans, model.config().vocab_size);
     let verified = layout.verify_rows(sequences, plans, last_drafts, &edits);
     let drafts = draft_rows(&layout.groups, sequences, plans);

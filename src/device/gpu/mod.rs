@@ -83,6 +83,8 @@ pub struct Gpu<P: Products> {
     /// Number of keys per attention split.
     split: usize,
     head_products: HeadProducts,
+    /// Whether steps are padded; `None` to pad them if the runtime repeats equal launches as graphs.
+    padding: Option<bool>,
 }
 
 type StreamOf<P> = <<P as Products>::Runtime as Runtime>::Stream;
@@ -96,7 +98,8 @@ impl<P: Products> Gpu<P> {
     /// Makes a device that runs `kernels` on `stream`, with matrix products from `products`.
     pub fn new(kernels: Kernels<P::Runtime>, stream: StreamOf<P>, products: P) -> Self {
         let context = Context::new(kernels, stream);
-        Gpu { context, products, split: DEFAULT_SPLIT, head_products: HeadProducts::ByTime }
+        let (split, head_products) = (DEFAULT_SPLIT, HeadProducts::ByTime);
+        Gpu { context, products, split, head_products, padding: None }
     }
 
     /// Returns the same device with attention splits of `split` keys, a multiple of 64.
@@ -109,6 +112,13 @@ impl<P: Products> Gpu<P> {
     #[must_use]
     pub fn with_head_products(self, head_products: HeadProducts) -> Self {
         Gpu { head_products, ..self }
+    }
+
+    /// Returns the same device with steps that are [padded](Device::pads_steps) or not, whether or not launches run as
+    /// graphs. The setting is for tests and measurements: padding changes no result.
+    #[must_use]
+    pub fn with_padding(self, padding: bool) -> Self {
+        Gpu { padding: Some(padding), ..self }
     }
 
     /// Returns the kernels, with the runtime that launches them.
@@ -176,6 +186,10 @@ impl<P: Products> Device for Gpu<P> {
 
     fn is_row_invariant(&self) -> bool {
         self.products.is_row_invariant()
+    }
+
+    fn pads_steps(&self) -> bool {
+        self.padding.unwrap_or_else(|| self.context.runtime().repeats_launches(&self.context.stream))
     }
 
     fn begin<'a>(

@@ -17,7 +17,7 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result};
 use crate::runtime::{Launch, RuntimeError};
 
 /// Number of pieces of work in the first list of a step. The device begins with it while the host gathers the rest.
-const FIRST_LIST: usize = 96;
+const FIRST_LIST: usize = 128;
 
 /// The most pieces of work in a list.
 const LONGEST_LIST: usize = 4096;

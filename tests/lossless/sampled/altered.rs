@@ -160,6 +160,10 @@ impl Device for Altered {
         self.cpu.upload_draft(scores, out)
     }
 
+    fn pads_steps(&self) -> bool {
+        self.cpu.pads_steps()
+    }
+
     fn verify<'a>(
         &'a self,
         tables: StepTables<'a, Buffer>,
