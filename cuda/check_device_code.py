@@ -78,6 +78,8 @@ SHARED = {
     r"calibrated_sample_\w+_128x64": ({"FLEXDRAFT_LARGE_SHARED": 1, "FLEXDRAFT_LARGE_SLICE_SHARED": 8}, 0),
     r"sample_finish_\w+": ({"FLEXDRAFT_FINISH_SHARED": 1}, 0),
     r"accept_\w+": ({"FLEXDRAFT_ACCEPT_SHARED": 1}, 0),
+    r"chain_choose_\w+": ({"FLEXDRAFT_CHOOSE_SHARED": 1}, 0),
+    r"chain_walk": ({"FLEXDRAFT_WALK_SHARED": 1}, 0),
     r"rms_norm": ({"FLEXDRAFT_NORM_SHARED": 1}, 0),
 }
 
