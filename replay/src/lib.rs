@@ -7,6 +7,7 @@
 pub mod load;
 pub mod machine;
 pub mod oracle;
+pub mod probe;
 pub mod record;
 pub mod recording;
 pub mod report;

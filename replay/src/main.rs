@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs};
 
-use flexdraft::decode::{Auto, Policy};
+use flexdraft::decode::Flex;
 use flexdraft_replay::load::Load;
 use flexdraft_replay::machine::Machine;
+use flexdraft_replay::probe::probed;
 use flexdraft_replay::record::{Settings, record};
 use flexdraft_replay::recording::Recording;
 use flexdraft_replay::report;
@@ -68,7 +69,7 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     let recordings = [recording("smollm2.txt")?, tau(5.0), tau(1.05), bundled.clone()];
     let machines = [machine("h100-qwen3-8b.json")?, machine("h100-small.json")?, machine("cpu.json")?];
     let all = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-    let batches = if quick { &[1, 8, 64][..] } else { &all };
+    let batches = if quick { &[1, 4, 16, 64, 256][..] } else { &all };
     println!("{}", report::header());
     for recording in &recordings {
         for machine in &machines {
@@ -81,15 +82,13 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
                     );
                 }
                 for load in loads {
-                    let line = report::line(recording, machine, &load, 1, &policy);
+                    let line = report::line(recording, machine, &load, 1, &|| {
+                        Box::new(Flex::new(probed(machine, recording.block_size)))
+                    });
                     println!("{}", report::text(&line));
                 }
             }
         }
     }
     Ok(())
-}
-
-fn policy() -> Box<dyn Policy> {
-    Box::new(Auto::default())
 }

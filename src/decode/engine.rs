@@ -232,7 +232,10 @@ impl<D: Device> Engine<D> {
             had_draft: sequence.draft.is_some(),
             drafted,
             // The last candidate that stays in the cache is the one that the draft's group follows.
-            drafted_apart: drafted && !plan.groups.contains(&outcome.kept.saturating_sub(1)),
+            drafted_apart: drafted
+                && plan.draft
+                && sequence.block_size > 1
+                && !plan.groups.contains(&outcome.kept.saturating_sub(1)),
             committed: outcome.committed.len(),
         }
     }

@@ -5,10 +5,10 @@
 //!         → target logits → hook → acceptance → the next block is drafted → committed tokens
 //! ```
 
-mod auto;
 mod confidence;
 mod engine;
 mod error;
+mod flex;
 mod hook;
 mod logprobs;
 mod lookup;
@@ -25,10 +25,10 @@ mod sequence;
 mod stats;
 mod step;
 
-pub use auto::Auto;
 pub use confidence::{Confidence, ConfidenceStrategy};
 pub use engine::Engine;
 pub use error::DecodeError;
+pub use flex::{CostModel, Flex, StepShape};
 pub use hook::{HookError, LogitsHook};
 pub use logprobs::TokenLogprobs;
 pub use lookup::PromptLookup;

@@ -25,8 +25,11 @@ pub struct SequenceView<'a> {
     /// Whether the step draws a token for the sequence, so that a draft can follow. It does not if the step reads only a
     /// part of what has to be read.
     pub draws: bool,
-    /// Whether the next block may be drafted: the model has a drafter and the request allows drafts.
+    /// Whether the drafter may draft the next block: the model has a drafter and the request allows drafts.
     pub may_draft: bool,
+    /// Whether the request has a proposer, whose proposals take the place of drafts, need no mask rows, and come only if
+    /// the policy asks for a draft. Without a drafter, asking costs nothing.
+    pub proposes: bool,
     /// The most tokens that the request may still commit.
     pub wanted: usize,
     /// The drafter's confidence in each token of the pending draft. Empty if no draft is pending, for example after a
@@ -171,7 +174,8 @@ impl Policy for Box<dyn Policy> {
     }
 }
 
-/// A policy that drafts in one way for all sequences and steps. [`Auto`](super::Auto) chooses between these modes.
+/// A policy that drafts in one way for all sequences and steps. [`Flex`](super::Flex) chooses per sequence and
+/// step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Parallel drafting: the pass that verifies a block also drafts the next block for every accepted length, so K =

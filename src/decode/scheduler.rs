@@ -266,6 +266,7 @@ impl<B> Scheduler<B> {
                     reads,
                     draws,
                     may_draft: self.drafter.is_some() && sequence.request.drafting && sequence.block_size > 1,
+                    proposes: sequence.proposes && sequence.request.drafting,
                     wanted: sequence.wanted(),
                     confidence: draft.map_or(&[], |draft| &draft.confidence),
                     verify_len: draft.map_or(0, |draft| draft.verify_len),

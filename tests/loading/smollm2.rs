@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use flexdraft::decode::{Auto, Engine, EngineOptions, Finish, Mode, Policy, Record, Request};
+use flexdraft::decode::{Engine, EngineOptions, Finish, Flex, Mode, Policy, Record, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{
     ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, TemplateVariables,
@@ -230,7 +230,7 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
         }
         outputs[1].records.iter().filter_map(accepted).collect::<BTreeSet<_>>()
     };
-    check("auto", engine(&path, Some(&drafter), Auto::default()));
+    check("auto", engine(&path, Some(&drafter), Flex::default()));
     for mode in [Mode::Parallel, Mode::Sequential] {
         let accepted = check(&format!("{mode:?}"), engine(&path, Some(&drafter), mode));
         assert_eq!(accepted, BTreeSet::from([0, 1, 2, 3]), "{mode:?}");

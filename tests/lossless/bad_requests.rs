@@ -1,7 +1,7 @@
 //! Tests that the engine refuses each invalid request or option with a message that names the reason.
 
 use flexdraft::decode::{
-    Auto, BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
+    BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Flex, Mode, Policy, Request,
 };
 use flexdraft::device::cpu::Cpu;
 use flexdraft::layout::GroupSet;
@@ -91,7 +91,7 @@ fn refused_engines() {
     for mode in [Mode::Parallel, Mode::Sequential] {
         refused(Engine::new(without_drafter(), mode, EngineOptions::default()), mode.name());
     }
-    refused(Engine::new(without_drafter(), Auto::default(), EngineOptions::default()), "auto");
+    refused(Engine::new(without_drafter(), Flex::default(), EngineOptions::default()), "auto");
     let mut ar = Engine::new(without_drafter(), Mode::Autoregressive, EngineOptions::default()).unwrap();
     assert!(ar.set_policy(Mode::Parallel).is_err());
     let expected = run(&mut engine(&spec, Mode::Parallel), vec![Request::new(vec![5], 9)]);
@@ -136,7 +136,7 @@ fn orthrus_does_not_draft_while_it_verifies() {
     assert_eq!(engine.step().unwrap().len(), 1);
     assert_eq!(engine.step().unwrap_err().to_string(), refusal("insisting"));
     // The request keeps its state after the failed step, and goes on under another policy.
-    engine.set_policy(Auto::default()).unwrap();
+    engine.set_policy(Flex::default()).unwrap();
     let mut tokens = expected[0].tokens[..1].to_vec();
     while !engine.is_idle() {
         tokens.extend(engine.step().unwrap().into_iter().flat_map(|committed| committed.tokens));

@@ -1,7 +1,7 @@
 //! Random requests, and checks that every mode gives them the tokens of autoregressive decoding: for greedy decoding
 //! and rule `match`.
 
-use flexdraft::decode::{Auto, Confidence, Mode, Policy, Record, Request};
+use flexdraft::decode::{Confidence, Flex, Mode, Policy, Record, Request};
 use proptest::prelude::*;
 
 use crate::support::models::Spec;
@@ -75,7 +75,7 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
         for mode in [spec.drafting_modes(), vec![Mode::Autoregressive]].concat() {
             check(mode.name(), run(&mut engine(spec, mode), self.requests()))?;
         }
-        check("auto", run(&mut engine(spec, Auto::default()), self.requests()))?;
+        check("auto", run(&mut engine(spec, Flex::default()), self.requests()))?;
         check("random groups", run(&mut engine(spec, RandomGroups(seed)), self.requests()))?;
         check("random", run(&mut engine(spec, RandomEverything(RandomGroups(seed))), self.requests()))
     }

@@ -7,6 +7,7 @@ mod bundled_pair;
 mod enumeration;
 mod every_mode;
 mod faults;
+mod flex_law;
 mod greedy;
 mod independence;
 mod logits_hook;

@@ -2,7 +2,7 @@
 //!
 //! The tests run a small trained model of 12 recorded runs on the CPU device.
 
-use flexdraft::decode::{Auto, BlockRecord, Engine, EngineOptions, Mode, Policy, Record};
+use flexdraft::decode::{BlockRecord, Engine, EngineOptions, Flex, Mode, Policy, Record};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{Model, ModelWeights};
 
@@ -59,7 +59,7 @@ fn output_without_drafts_and_with_some() {
     let cases = cases();
     let requests = || cases.iter().map(Case::request).collect();
     let outputs =
-        [run(&mut engine(Mode::Autoregressive), requests()), run(&mut engine(Auto::default()), requests())];
+        [run(&mut engine(Mode::Autoregressive), requests()), run(&mut engine(Flex::default()), requests())];
     for outputs in &outputs {
         for (case, output) in cases.iter().zip(outputs) {
             assert_eq!(output.tokens, case.output);

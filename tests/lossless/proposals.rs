@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    Auto, DecodeError, Engine, EngineOptions, Finish, HookError, MAX_PROPOSAL, Mode, Policy, PromptLookup,
+    DecodeError, Engine, EngineOptions, Finish, Flex, HookError, MAX_PROPOSAL, Mode, Policy, PromptLookup,
     Proposal, ProposalError, Proposer, Record, Request,
 };
 use flexdraft::device::Device;
@@ -140,7 +140,7 @@ proptest! {
         }
         check(engine(&spec, RandomEverything(RandomGroups(seed))))?;
         check(without_drafter(&spec, Mode::Sequential))?;
-        check(without_drafter(&spec, Auto::default()))?;
+        check(without_drafter(&spec, Flex::default()))?;
         check(without_drafter(&spec, RandomEverything(RandomGroups(seed))))?;
     }
 
@@ -310,6 +310,6 @@ fn an_engine_without_drafter_must_be_asked() {
     assert_eq!(engine(Mode::Parallel, true), Err(DecodeError::NoDrafter { mode: "parallel" }));
     let mut engine = without_drafter(&spec, Mode::Autoregressive);
     assert_eq!(engine.set_policy(Mode::Parallel), Err(DecodeError::NoDrafter { mode: "parallel" }));
-    assert_eq!(engine.set_policy(Auto::default()), Ok(()));
+    assert_eq!(engine.set_policy(Flex::default()), Ok(()));
     assert!(engine.model().device().is_row_invariant());
 }

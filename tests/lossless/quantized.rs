@@ -2,7 +2,7 @@
 //! keeps. Its tokens are those of the dequantised target, in every mode and with every rule, in batches and alone.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Auto, Engine, EngineOptions, Mode, Policy, Record, Request};
+use flexdraft::decode::{Engine, EngineOptions, Flex, Mode, Policy, Record, Request};
 use flexdraft::model::weights::{LinearWeights, TargetWeights};
 use flexdraft::model::{DrafterWeights, Model, QuantizedWeights};
 use flexdraft::sampling::SamplingParams;
@@ -153,7 +153,7 @@ fn every_mode_and_rule_over_blocks_is_as_over_their_numbers() {
         }
         if keeps_tokens {
             let tokens = |outputs: &[Output]| outputs.iter().map(|o| o.tokens.clone()).collect::<Vec<_>>();
-            let auto = decode(&target, &drafter, 2, Auto::default(), requests());
+            let auto = decode(&target, &drafter, 2, Flex::default(), requests());
             let groups = decode(&target, &drafter, 1, RandomGroups(5), proposing().collect());
             let random =
                 decode(&target, &drafter, 1, RandomEverything(RandomGroups(6)), proposing().collect());

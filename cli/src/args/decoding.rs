@@ -6,14 +6,14 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Mode, Policy};
+use flexdraft::decode::{Confidence, ConfidenceStrategy, Flex, Mode, Policy};
 
 use super::at_least_one;
 
 #[derive(Clone, Debug, Args)]
 pub struct DecodingArgs {
-    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto`: whichever measures
-    /// fastest [default: auto; parallel for the bundled pair]
+    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto`: by what steps cost and
+    /// drafts bring, per sequence and step [default: auto; parallel for the bundled pair]
     #[arg(long, value_enum, help_heading = "Decoding")]
     pub mode: Option<ModeChoice>,
     /// How to accept drafts if the temperature is above 0
@@ -75,7 +75,7 @@ impl ModeChoice {
 
     pub fn policy(self) -> Box<dyn Policy> {
         match self {
-            Self::Auto => Box::new(Auto::default()),
+            Self::Auto => Box::new(Flex::default()),
             Self::Parallel => Box::new(Mode::Parallel),
             Self::Sequential => Box::new(Mode::Sequential),
             Self::Ar => Box::new(Mode::Autoregressive),

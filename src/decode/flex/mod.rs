@@ -1,0 +1,294 @@
+//! The policy `Flex`: verify length and mask groups per sequence, by what they cost and what they bring.
+//!
+//! Three estimates, all learned while running, make the choice: what a step costs ([`CostModel`]), how often a draft token
+//! of some confidence is accepted, and how many tokens a draft is worth to the next step. From them follows the step with the
+//! most expected tokens per second (the paper's Flex Decoding, arXiv 2605.20022, per sequence).
+//!
+//! **What v may depend on.** If the tokens of a sequence depend on v, whether v ≥ j depends on the confidences of slots 1
+//! to j, and on a price of a row that was fixed before the draft was drawn: never on a later confidence, which may depend on
+//! d_j, and never on the other sequences' share in the step's rows.
+
+mod calibration;
+mod choice;
+mod cost;
+mod trial;
+mod value;
+
+use std::collections::HashMap;
+
+use self::calibration::ConfidenceCalibration;
+use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
+pub use self::cost::{CostModel, StepShape};
+use self::trial::{Budget, Runs};
+use self::value::Drafts;
+use super::policy::{BatchView, Choice, Policy, SequenceView, StepView};
+use crate::layout::GroupSet;
+
+/// Number of times that the price of time is taken from the best rate at the price before.
+const ROUNDS: usize = 3;
+
+/// Number of steps that the rate is averaged over.
+const RATE_MEMORY: f64 = 24.0;
+
+/// Number of steps without drafts after which the value of drafts is out of date, so that a trial may show it again.
+const STALE: u64 = 24;
+
+/// A policy that chooses the verify length and the group set of every sequence, and whether to draft.
+///
+/// Greedy and `match` outputs do not depend on the choice. Requests whose tokens depend on the verify length (see
+/// [`SequenceView::verify_len_is_free`]) keep the verify length of their threshold and always get drafts, and decide nothing
+/// for other requests.
+#[derive(Debug, Default)]
+pub struct Flex {
+    cost: CostModel,
+    /// The calibrations of drafts whose tokens do not depend on v, of the others, and of proposals.
+    calibrations: [ConfidenceCalibration; 3],
+    drafts: Drafts,
+    budget: Budget,
+    /// The price of verifying a row, in tokens, that was fixed before the pending draft of each sequence was drawn.
+    row_prices: HashMap<u64, f64>,
+    /// What the last choice saw and chose.
+    last: Last,
+    /// Number of steps since a draft was last asked for.
+    since_drafts: u64,
+    runs: Runs,
+    /// Tokens and seconds of the best rate, averaged over the last steps.
+    rate: (f64, f64),
+}
+
+/// What the last choice saw and chose.
+#[derive(Debug, Default)]
+struct Last {
+    sequences: Vec<LastSequence>,
+    /// The price of verifying a row, in tokens.
+    row_price: f64,
+    seconds: f64,
+}
+
+#[derive(Debug, Default)]
+struct LastSequence {
+    number: u64,
+    confidence: Vec<f32>,
+    /// Index of the calibration of the sequence's drafts.
+    calibration: usize,
+    /// Whether the confidences are those of the drafter.
+    is_draft: bool,
+}
+
+impl Flex {
+    /// Makes a policy that begins with a cost model, such as one fitted to a probe of the device.
+    pub fn new(cost: CostModel) -> Self {
+        Self { cost, ..Self::default() }
+    }
+
+    /// Returns the cost model as fitted so far.
+    pub fn cost(&self) -> &CostModel {
+        &self.cost
+    }
+}
+
+impl Policy for Flex {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        let views = batch.sequences;
+        let mut candidates: Vec<Prospect> = views.iter().map(|view| self.candidate(view)).collect();
+        let (price, row_price) = self.prices(&candidates, batch.groups_allowed);
+        let of_any = self.drafts.value_of_any(row_price);
+        for (candidate, view) in candidates.iter_mut().zip(views) {
+            if view.may_draft && view.draws {
+                let most = view.wanted.saturating_sub(2);
+                candidate.value = Some(self.drafts.value(view.number, row_price, of_any, most));
+            }
+        }
+        let (plan, trial) = self.plan(&candidates, price, batch.groups_allowed);
+        self.runs.add(plan.drafting, candidates.len());
+        if let Some(cost) = trial {
+            self.budget.begin(cost);
+        }
+        self.since_drafts = if plan.drafts.contains(&true) { 0 } else { self.since_drafts + 1 };
+        self.last = Last {
+            sequences: views
+                .iter()
+                .map(|view| LastSequence {
+                    number: view.number,
+                    confidence: if view.reads == 0 { view.confidence.to_vec() } else { Vec::new() },
+                    calibration: calibration_of(view),
+                    is_draft: view.may_draft,
+                })
+                .collect(),
+            row_price,
+            seconds: plan.seconds,
+        };
+        let choice = |index: usize| Choice {
+            verify_len: plan.verify_lens[index],
+            groups: plan.groups[index],
+            // Without a drafter, a proposal costs nothing.
+            draft: plan.drafts[index] || views[index].proposes && !views[index].may_draft,
+        };
+        (0..views.len()).map(choice).collect()
+    }
+
+    fn observe(&mut self, step: &StepView<'_>) {
+        let shape = StepShape::of(step);
+        for sequence in step.sequences {
+            let Some(last) = self.last.sequences.get(sequence.index) else { continue };
+            let (verified, accepted) = (sequence.verified(), sequence.accepted());
+            let calibration = &mut self.calibrations[last.calibration];
+            calibration.observe(&last.confidence, verified, accepted);
+            if last.is_draft && !last.confidence.is_empty() {
+                let mut curve = Vec::new();
+                calibration.survival(&last.confidence, &mut curve);
+                self.drafts.add(last.number, &curve, self.last.sequences.len());
+            }
+            if sequence.drafted {
+                self.row_prices.insert(last.number, self.last.row_price);
+            }
+        }
+        let sequences = &self.last.sequences;
+        if self.row_prices.len() > 2 * sequences.len() + 16 {
+            let there: std::collections::HashSet<u64> = sequences.iter().map(|last| last.number).collect();
+            self.row_prices.retain(|number, _| there.contains(number));
+            self.drafts.keep(|number| there.contains(&number));
+        }
+        self.budget.step(step.seconds, self.last.seconds);
+        self.cost.observe(&shape, step.seconds);
+    }
+
+    fn name(&self) -> &'static str {
+        "auto"
+    }
+}
+
+impl Flex {
+    /// Returns what the choice needs to know about a sequence, without the value of its next draft.
+    fn candidate(&self, view: &SequenceView<'_>) -> Prospect {
+        let decodes = view.reads == 0 && view.draws;
+        let mut survival = Vec::new();
+        if decodes {
+            let most = view.confidence.len().min(view.wanted.saturating_sub(1));
+            let calibration = &self.calibrations[calibration_of(view)];
+            calibration.survival(&view.confidence[..most], &mut survival);
+        }
+        let fixed = if !decodes {
+            Some(0)
+        } else if !view.verify_len_is_free {
+            Some(view.verify_len)
+        } else if view.tokens_depend_on_verify_len {
+            // Decided slot by slot, at a price from before the draft.
+            let price = self.row_prices.get(&view.number).copied().unwrap_or(0.0);
+            Some(survival.iter().take_while(|&&chance| f64::from(chance) > price).count())
+        } else {
+            None
+        };
+        Prospect {
+            reads: view.reads,
+            cached: if view.reads == 0 { view.position } else { 0 },
+            slots: view.block_size,
+            fixed,
+            survival,
+            value: None,
+            may_draft: view.may_draft && view.draws,
+            must_draft: !view.verify_len_is_free && view.may_draft,
+            draws: view.draws,
+        }
+    }
+
+    /// Returns the price of time in tokens per second, the largest expected rate of the batch without drafts, with drafts
+    /// apart, and with drafts in the pass that verifies; and the price of verifying one row of the batch, in tokens.
+    fn prices(&mut self, candidates: &[Prospect], groups_allowed: bool) -> (f64, f64) {
+        let mut base = StepShape { sequences: candidates.len(), ..StepShape::default() };
+        let (mut tokens, mut drafting, mut slots) = (0.0, 0.0, 0);
+        for candidate in candidates {
+            base.candidates += candidate.reads.max(1);
+            base.reads += candidate.reads;
+            base.cached += candidate.cached;
+            tokens += f64::from(u8::from(candidate.draws));
+            if candidate.may_draft {
+                drafting += 1.0;
+                slots += candidate.slots;
+            }
+        }
+        if tokens == 0.0 && self.rate.1 > 0.0 {
+            return (self.rate.0 / self.rate.1, self.last.row_price);
+        }
+        let alone = self.cost.seconds(&base);
+        let mut best = (tokens, alone);
+        let mut row_price = 0.0;
+        let (mut price, mut with_this) = (0.0, self.rate);
+        for _ in 0..ROUNDS {
+            let (gain, rows) = self.drafts.mean_above(row_price);
+            let rows = (drafting * rows).round().max(1.0) as usize;
+            let verifying = StepShape { candidates: base.candidates + rows, ..base };
+            let seconds = self.cost.seconds(&verifying);
+            let apart = StepShape { draft_rows: slots, draft_cached: base.cached, ..verifying };
+            let with = tokens + drafting * gain;
+            let mut compare = |seconds: f64| {
+                if with / seconds > best.0 / best.1 {
+                    best = (with, seconds);
+                }
+            };
+            compare(self.cost.seconds(&apart));
+            if groups_allowed {
+                let groups = rows as f64 / f64::max(drafting, 1.0) + 1.0;
+                let mask_rows = (slots as f64 * groups).round() as usize;
+                let group_cached = (base.cached as f64 * groups) as usize;
+                compare(self.cost.seconds(&StepShape { mask_rows, group_cached, ..verifying }));
+            }
+            // Some steps read prompts; the price of time is the rate over all steps.
+            let kept = if self.rate.1 > 0.0 { 1.0 - 1.0 / RATE_MEMORY } else { 0.0 };
+            with_this =
+                (self.rate.0 * kept + best.0 * (1.0 - kept), self.rate.1 * kept + best.1 * (1.0 - kept));
+            price = with_this.0 / with_this.1;
+            row_price = price * (seconds - alone).max(0.0) / rows as f64;
+        }
+        self.rate = with_this;
+        (price, row_price)
+    }
+
+    /// Returns the plan of the step, and the expected cost of a trial in seconds if it is one.
+    fn plan(&self, candidates: &[Prospect], price: f64, groups_allowed: bool) -> (BatchPlan, Option<f64>) {
+        let planner = Planner::new(&self.cost, candidates, price);
+        let plans = [
+            planner.without_drafts(),
+            planner.apart(0),
+            if groups_allowed { planner.in_pass() } else { None },
+        ];
+        let best = plans.iter().flatten().max_by(|a, b| a.worth(price).total_cmp(&b.worth(price)));
+        let Some(best) = best else { return (nothing(planner.base(), candidates.len()), None) };
+        let worth = best.worth(price);
+        for plan in plans.iter().flatten().filter(|plan| plan.drafting != best.drafting) {
+            let cost = ((worth - plan.worth(price)) / price).max(0.0);
+            let of_model = self.cost.error_between(&plan.shape, &best.shape);
+            let error = of_model.hypot(self.runs.error(plan.drafting, candidates.len()) * plan.seconds);
+            let may_be_better = error > cost;
+            let cost = cost.max(plan.seconds - best.seconds);
+            if may_be_better && self.budget.allows(cost) {
+                return (plan.clone(), Some(cost));
+            }
+        }
+        let stale = self.since_drafts >= STALE && best.drafting == DraftingWay::None;
+        if stale && let Some(plan) = planner.apart(1) {
+            let cost = plan.seconds - best.seconds;
+            if self.budget.allows(cost) {
+                return (plan, Some(cost));
+            }
+        }
+        (best.clone(), None)
+    }
+}
+
+/// Returns the index of the calibration that the confidences of a sequence have.
+fn calibration_of(view: &SequenceView<'_>) -> usize {
+    if view.proposes { 2 } else { usize::from(view.tokens_depend_on_verify_len) }
+}
+
+fn nothing(base: &StepShape, sequences: usize) -> BatchPlan {
+    BatchPlan {
+        drafting: DraftingWay::None,
+        verify_lens: vec![0; sequences],
+        drafts: vec![false; sequences],
+        groups: vec![GroupSet::NONE; sequences],
+        tokens: 0.0,
+        seconds: 0.0,
+        shape: *base,
+    }
+}
