@@ -2,8 +2,8 @@
 //!
 //! A draft is worth the sum, over its slots, of the chance that the draft token is accepted minus the price of the row that
 //! verifies it, as far as the chance is above the price. The next draft's confidences are not known when it is asked for,
-//! so the value is an average over drafts that were made: those of the sequence, which count the more the more of them there
-//! are, and those of all sequences.
+//! so the value is an average over drafts that were made: drafts of the sequence, which count the more the more of them there
+//! are, and drafts of all sequences.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -40,7 +40,7 @@ impl Drafts {
         own.push_back(curve.to_vec());
     }
 
-    /// Forgets the drafts of sequences other than those that `is_there` names.
+    /// Forgets the drafts of sequences that `is_there` does not name.
     pub(super) fn keep(&mut self, is_there: impl Fn(u64) -> bool) {
         self.own.retain(|&number, _| is_there(number));
     }
