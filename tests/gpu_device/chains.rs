@@ -17,13 +17,17 @@ use crate::support::models::{ChainSpec, Spec};
 use crate::support::policies::RandomGroups;
 use crate::support::runs::{Block, Output, blocks, run};
 
+/// A small vocabulary: a chain of 6 ids leaves out half of the ids, and drafts are accepted often enough that verdicts
+/// depend on q.
+const VOCAB: u32 = 12;
+
 fn spec(kind: ChainKind, top_k: usize) -> Spec {
     Spec {
         layers: 2,
         tail: 1,
         head_dim: 64,
         hidden: 32,
-        vocab: 61,
+        vocab: VOCAB as usize,
         block_size: 5,
         rank: Some(8),
         dtype: DType::Bf16,
@@ -40,7 +44,10 @@ fn requests(count: usize, sampling: SamplingParams, rule: Rule, seed: u64) -> Ve
         seed: seed + i as u64,
         record: true,
         confidence: Confidence { threshold: 0.0, ..Confidence::default() },
-        ..Request::new((0..3 + 7 * i as u32).map(|id| (id * 11 + i as u32 + seed as u32) % 61).collect(), 9)
+        ..Request::new(
+            (0..3 + 7 * i as u32).map(|id| (id * 11 + i as u32 + seed as u32) % VOCAB).collect(),
+            9,
+        )
     };
     (0..count).map(request).collect()
 }
@@ -49,7 +56,7 @@ fn tokens(outputs: &[Output]) -> Vec<&[u32]> {
     outputs.iter().map(|output| &output.tokens[..]).collect()
 }
 
-const SAMPLED: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+const SAMPLED: SamplingParams = SamplingParams { temperature: 1.5, top_k: 0, top_p: 1.0, min_p: 0.0 };
 const TRUNCATED: SamplingParams = SamplingParams { temperature: 0.8, top_k: 4, top_p: 0.9, min_p: 0.05 };
 
 #[test]
@@ -82,7 +89,8 @@ fn drafts_have_the_same_bits_in_every_mode_and_batch() {
             assert!(blocks(&parallel).iter().all(|block| block.drafted() == 4));
             let sequential = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Sequential), asked());
             assert_eq!(blocks(&sequential), blocks(&parallel));
-            let mixed = run(&mut engine(gpu(late), &spec, RandomGroups(9)), asked());
+            let padded = gpu(late).with_padding(true);
+            let mixed = run(&mut engine(padded, &spec, RandomGroups(9)), asked());
             assert_eq!(blocks(&mixed), blocks(&parallel));
             for (request, together) in asked().into_iter().zip(&parallel).step_by(2) {
                 let alone = run(&mut engine(gpu(late), &spec, Mode::Parallel), vec![request]);
@@ -164,9 +172,9 @@ fn drafts_and_verdicts_are_the_cpu_device_s() {
 #[test]
 fn proposals_beside_chained_drafts_are_verified_as_on_the_cpu_device() {
     for (kind, rule) in ChainKind::ALL.into_iter().zip([Rule::Rejection, Rule::Block]) {
-        let spec = spec(kind, 6);
+        let spec = Spec { vocab: 61, ..spec(kind, 6) };
         let asked = || {
-            let mut requests = requests(5, SAMPLED, rule, 300);
+            let mut requests = requests(5, SamplingParams::at_temperature(1.0), rule, 300);
             requests.iter_mut().step_by(2).for_each(|request| request.proposer = Some(drawing(61)));
             requests
         };
@@ -189,10 +197,10 @@ fn proposals_beside_chained_drafts_are_verified_as_on_the_cpu_device() {
 #[test]
 fn the_chain_changes_drafts() {
     for kind in ChainKind::ALL {
-        let chained = spec(kind, 6);
+        let chained = Spec { vocab: 61, ..spec(kind, 6) };
         let alone = Spec { chain: None, ..chained.clone() };
         let drafts = |spec: &Spec| {
-            let asked = requests(5, SamplingParams::GREEDY, Rule::Match, 1);
+            let asked = requests(10, SamplingParams::GREEDY, Rule::Match, 1);
             let outputs = run(&mut engine(gpu(SimtOptions::default()), spec, Mode::Parallel), asked);
             outputs.iter().map(|output| blocks(std::slice::from_ref(output)).remove(0)).collect::<Vec<_>>()
         };
@@ -200,7 +208,7 @@ fn the_chain_changes_drafts() {
         assert!(chained.iter().zip(&alone).all(|(chained, alone)| chained.bonus == alone.bonus));
         let differ =
             chained.iter().zip(&alone).filter(|(chained, alone)| chained.draft != alone.draft).count();
-        assert!(differ >= 2, "{}: {differ} of 5 drafts differ", kind.name());
+        assert!(differ >= 1, "{}: all of 10 drafts are the same", kind.name());
     }
 }
 
