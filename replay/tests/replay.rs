@@ -161,3 +161,17 @@ fn flex_drafts_where_drafts_are_accepted() {
     assert!(many > 4.0, "{many}");
     assert!(few < 0.2, "{few}");
 }
+
+/// The durations of steps are expected with a median error of at most 10%, beside 10% noise.
+#[test]
+fn flex_expects_the_durations_of_steps() {
+    let bundled = Recording::parse(include_str!("../recordings/bundled.txt")).unwrap();
+    for machine in machines() {
+        for load in [Load::quiet(1), Load::quiet(16), Load::all(16)[2]] {
+            let mut flex = Flex::new(probed(&machine, bundled.block_size));
+            replay(&mut Driver::Policy(&mut flex), &bundled, &machine, &load, 1);
+            let error = flex.step_times().unwrap().median_error;
+            assert!(error <= 0.1, "{} {load:?}: {error}", machine.name);
+        }
+    }
+}

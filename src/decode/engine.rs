@@ -162,7 +162,7 @@ impl<D: Device> Engine<D> {
 
     /// Returns statistics of the engine. Before this call the engine only keeps a few counts for them.
     pub fn stats(&self) -> EngineStats {
-        self.scheduler.stats()
+        EngineStats { step_times: self.policy.step_times(), ..self.scheduler.stats() }
     }
 
     /// Returns whether no requests are left.

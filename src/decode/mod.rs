@@ -33,7 +33,7 @@ pub use hook::{HookError, LogitsHook};
 pub use logprobs::TokenLogprobs;
 pub use lookup::PromptLookup;
 pub use options::EngineOptions;
-pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepView};
+pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepTimes, StepView};
 pub use proposal::{MAX_PROPOSAL, Proposal, ProposalError, Proposer};
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::Request;

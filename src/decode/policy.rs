@@ -105,6 +105,17 @@ pub struct StepView<'a> {
     pub sequences: &'a [SequenceStep],
 }
 
+/// How well a policy expects the durations of steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTimes {
+    /// The duration of the last step in seconds, as the policy expected it from the step's rows.
+    pub expected_seconds: f64,
+    /// The duration of the last step in seconds.
+    pub seconds: f64,
+    /// The median of the error of the last steps, as a fraction of the step's duration.
+    pub median_error: f64,
+}
+
 /// A policy's choice for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
@@ -137,6 +148,11 @@ pub trait Policy: Send {
     /// Receives the outcome of the step that the last choice was for.
     fn observe(&mut self, _step: &StepView<'_>) {}
 
+    /// Returns how well the policy expects the durations of steps, if it has expectations.
+    fn step_times(&self) -> Option<StepTimes> {
+        None
+    }
+
     /// Returns whether this policy ever asks for a draft.
     fn drafts(&self) -> bool {
         true
@@ -159,6 +175,10 @@ impl Policy for Box<dyn Policy> {
 
     fn observe(&mut self, step: &StepView<'_>) {
         self.as_mut().observe(step);
+    }
+
+    fn step_times(&self) -> Option<StepTimes> {
+        self.as_ref().step_times()
     }
 
     fn drafts(&self) -> bool {

@@ -143,6 +143,7 @@ impl<B> Scheduler<B> {
             pages_cached: self.pages.cached(),
             prefixes: PrefixCounts { pages_evicted: self.pages.evicted(), ..self.prefixes },
             drafts: self.drafts.clone(),
+            step_times: None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! Statistics of an engine.
 
+use super::policy::StepTimes;
 use crate::layout::MAX_BLOCK_SIZE;
 
 /// Statistics of an engine: the requests and cache pages that it has now, and counts since it was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EngineStats {
     /// Number of requests in the batch.
     pub running: usize,
@@ -21,6 +22,8 @@ pub struct EngineStats {
     pub prefixes: PrefixCounts,
     /// Counts of the verify lengths and accepted lengths of all verifications so far.
     pub drafts: DraftCounts,
+    /// The durations of steps as the policy expected and saw them; `None` if the policy has no expectations.
+    pub step_times: Option<StepTimes>,
 }
 
 /// Counts of the prefix cache. The tokens are those of prompts, and those that suspended requests need again.

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{BatchView, Choice, Confidence, Policy, Record, Request, SequenceStep, StepView};
+use flexdraft::decode::{
+    BatchView, Choice, Confidence, Flex, Mode, Policy, Record, Request, SequenceStep, StepView,
+};
 use flexdraft::layout::GroupSet;
 use flexdraft::sampling::SamplingParams;
 
@@ -92,4 +94,16 @@ fn what_tokens_depend_on_is_not_for_policies_to_choose() {
         assert!(steps.len() > 1);
         assert!(steps.iter().flatten().all(|sequence| sequence.drafted == drafted), "{temperature}");
     }
+}
+
+#[test]
+fn statistics_have_the_durations_that_the_policy_expected() {
+    let mut flex = engine(&Spec::default(), Flex::default());
+    assert_eq!(flex.stats().step_times, None);
+    run(&mut flex, vec![request(5, 0.0)]);
+    let times = flex.stats().step_times.unwrap();
+    assert!(times.expected_seconds > 0.0 && times.seconds > 0.0 && times.median_error >= 0.0, "{times:?}");
+    let mut fixed = engine(&Spec::default(), Mode::Sequential);
+    run(&mut fixed, vec![request(5, 0.0)]);
+    assert_eq!(fixed.stats().step_times, None);
 }

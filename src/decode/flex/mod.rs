@@ -14,18 +14,21 @@ mod cost;
 mod trial;
 mod value;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use self::calibration::ConfidenceCalibration;
 use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
 pub use self::cost::{CostModel, StepShape};
 use self::trial::{Budget, Runs};
 use self::value::Drafts;
-use super::policy::{BatchView, Choice, Policy, SequenceView, StepView};
+use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
 use crate::layout::GroupSet;
 
 /// Number of times that the price of time is taken from the best rate at the price before.
 const ROUNDS: usize = 3;
+
+/// Number of steps whose durations are compared with the expected durations.
+const TIMES: usize = 200;
 
 /// Number of steps that the rate is averaged over.
 const RATE_MEMORY: f64 = 24.0;
@@ -54,6 +57,8 @@ pub struct Flex {
     runs: Runs,
     /// Tokens and seconds of the best rate, averaged over the last steps.
     rate: (f64, f64),
+    /// The expected and the seen seconds of the last steps.
+    times: VecDeque<(f64, f64)>,
 }
 
 /// What the last choice saw and chose.
@@ -145,12 +150,24 @@ impl Policy for Flex {
         }
         let sequences = &self.last.sequences;
         if self.row_prices.len() > 2 * sequences.len() + 16 {
-            let there: std::collections::HashSet<u64> = sequences.iter().map(|last| last.number).collect();
+            let there: HashSet<u64> = sequences.iter().map(|last| last.number).collect();
             self.row_prices.retain(|number, _| there.contains(number));
             self.drafts.keep(|number| there.contains(&number));
         }
         self.budget.step(step.seconds, self.last.seconds);
+        if self.times.len() >= TIMES {
+            self.times.pop_front();
+        }
+        self.times.push_back((self.cost.seconds(&shape), step.seconds));
         self.cost.observe(&shape, step.seconds);
+    }
+
+    fn step_times(&self) -> Option<StepTimes> {
+        let &(expected_seconds, seconds) = self.times.back()?;
+        let mut errors: Vec<f64> =
+            self.times.iter().map(|(expected, seen)| (expected / seen - 1.0).abs()).collect();
+        errors.sort_by(f64::total_cmp);
+        Some(StepTimes { expected_seconds, seconds, median_error: errors[errors.len() / 2] })
     }
 
     fn name(&self) -> &'static str {
