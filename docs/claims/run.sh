@@ -68,6 +68,7 @@ evaluations() {
         done
         echo "parallel-$seed --mode parallel --draft $out/base-$seed/drafter"
         echo "without-calibrator-$seed --mode sequential --draft $out/no-calibrator-$seed/drafter"
+        # The results in results.json are from the bundled drafter before it had a chain.
         for rule in rejection block match independent-match; do
             echo "rule-$rule-$seed --mode sequential --draft demo/tiny/drafter --temperature 1 --rule $rule --seed ${seed}000"
         done
