@@ -161,6 +161,7 @@ fn sampling(criterion: &mut Criterion) {
                 first_row: 0,
                 slots: 16,
                 prediction: Prediction::OwnPosition,
+                processors: None,
                 sampling: &sampling,
                 rule: Rule::Rejection,
                 seed: 1,

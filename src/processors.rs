@@ -1,7 +1,8 @@
 //! Logit processors: penalties, bias and forbidden ids, which act on the target's logits before warping.
 //!
 //! The processors act in the order of the fields of [`LogitProcessors`]. All of them act on the target's distribution
-//! p. Drafts keep the distribution q that they were drawn from, which every acceptance rule allows.
+//! p. Drafts keep the distribution q that they were drawn from, which every acceptance rule allows. A request may ask that
+//! bias and mask act on the drafter's logits too ([`LogitProcessors::draft_edits`]).
 //!
 //! Row i of a step has a history of its own: the prompt, the output, and the candidates c_0..c_i.
 //! [`LogitProcessors::edits`] lists, before a step runs, what the processors change in each row. A device applies the
@@ -10,6 +11,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+
+use crate::layout::MAX_BLOCK_SIZE;
 
 /// An error in the parameters of logit processors.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -169,6 +172,18 @@ impl LogitProcessors {
             presence_penalty: self.presence_penalty,
             edits,
             allowed: self.allowed.as_deref(),
+            allowed_by_row: None,
+        }
+    }
+
+    /// Returns the edits that act on a drafter's logits: bias and mask, the same in every row.
+    pub fn draft_edits(&self) -> LogitEdits<'_> {
+        let biased = |(&id, &bias): (&u32, &f32)| Edit::new(id, 0..MAX_BLOCK_SIZE, Effect::Bias(bias));
+        LogitEdits {
+            repetition_penalty: 1.0,
+            edits: self.logit_bias.iter().map(biased).collect(),
+            allowed: self.allowed.as_deref(),
+            ..LogitEdits::default()
         }
     }
 
@@ -227,7 +242,11 @@ pub struct LogitEdits<'a> {
     presence_penalty: f32,
     /// The edits, sorted by id; the edits of an id are in the order in which they act.
     edits: Vec<Edit>,
+    /// The mask of allowed ids of all rows, `[⌈V / 32⌉]`.
     allowed: Option<&'a [u32]>,
+    /// The masks of allowed ids of each row, `[v + 1, ⌈V / 32⌉]`, which the mask of all rows has already restricted, and
+    /// the number of words per row.
+    allowed_by_row: Option<(Vec<u32>, usize)>,
 }
 
 /// A change of one id's logit in some rows.
@@ -260,7 +279,20 @@ impl Edit {
 impl LogitEdits<'_> {
     /// Returns whether the edits change no row.
     pub fn is_empty(&self) -> bool {
-        self.edits.is_empty() && self.allowed.is_none()
+        self.edits.is_empty() && self.allowed.is_none() && self.allowed_by_row.is_none()
+    }
+
+    /// Allows in row i only ids of row i of `masks` `[v + 1, ⌈V / 32⌉]`, for a vocabulary of `vocab_size` ids. Rows beyond
+    /// the masks allow no id.
+    pub fn allow_by_row(&mut self, mut masks: Vec<u32>, vocab_size: usize) {
+        let words = vocab_size.div_ceil(32).max(1);
+        if let Some(allowed) = self.allowed {
+            let all = allowed.iter().copied().chain(std::iter::repeat(0)).take(words);
+            for row in masks.chunks_mut(words) {
+                row.iter_mut().zip(all.clone()).for_each(|(word, all)| *word &= all);
+            }
+        }
+        self.allowed_by_row = Some((masks, words));
     }
 
     /// Returns the repetition penalty: the divisor of positive logits, and the factor of negative logits, of repeated
@@ -279,9 +311,17 @@ impl LogitEdits<'_> {
         &self.edits
     }
 
-    /// Returns the mask of allowed ids, `[⌈V / 32⌉]`.
-    pub(crate) fn allowed(&self) -> Option<&[u32]> {
-        self.allowed
+    /// Returns the mask of allowed ids of row `row`, `[⌈V / 32⌉]`.
+    pub(crate) fn allowed(&self, row: usize) -> Option<&[u32]> {
+        match &self.allowed_by_row {
+            Some((masks, words)) => Some(masks.chunks(*words).nth(row).unwrap_or(&[])),
+            None => self.allowed,
+        }
+    }
+
+    /// Returns whether rows may have different masks of allowed ids.
+    pub(crate) fn has_masks_by_row(&self) -> bool {
+        self.allowed_by_row.is_some()
     }
 
     /// Edits `logits` `[vocab]`, which are row `row` of the sequence.
@@ -302,7 +342,7 @@ impl LogitEdits<'_> {
                 Effect::Forbid => *logit = f32::NEG_INFINITY,
             }
         }
-        if let Some(mask) = self.allowed {
+        if let Some(mask) = self.allowed(row) {
             let forbidden = (0..).zip(logits).filter(|&(id, _)| !allows(mask, id));
             forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
         }
@@ -310,7 +350,7 @@ impl LogitEdits<'_> {
 }
 
 /// Returns whether a mask of allowed ids allows `id`.
-fn allows(mask: &[u32], id: u32) -> bool {
+pub(crate) fn allows(mask: &[u32], id: u32) -> bool {
     mask.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 != 0)
 }
 

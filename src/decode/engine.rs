@@ -115,6 +115,7 @@ impl<D: Device> Engine<D> {
             proposes: request.proposer.is_some(),
             callbacks: RefCell::new(Callbacks {
                 logits_hook: request.logits_hook.take(),
+                mask_provider: request.mask_provider.take(),
                 proposer: request.proposer.take(),
             }),
             request,

@@ -29,7 +29,7 @@ pub use confidence::{Confidence, ConfidenceStrategy};
 pub use engine::Engine;
 pub use error::DecodeError;
 pub use flex::{CostModel, Flex, StepShape};
-pub use hook::{HookError, LogitsHook};
+pub use hook::{HookError, LogitsHook, MaskProvider};
 pub use logprobs::TokenLogprobs;
 pub use lookup::PromptLookup;
 pub use options::EngineOptions;

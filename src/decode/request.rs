@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::confidence::Confidence;
 use super::error::DecodeError;
-use super::hook::LogitsHook;
+use super::hook::{LogitsHook, MaskProvider};
 use super::proposal::Proposer;
 use crate::acceptance::Rule;
 use crate::processors::LogitProcessors;
@@ -20,6 +20,11 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Penalties, bias and forbidden ids, which act on the target's logits: after the hook, before warping.
     pub processors: LogitProcessors,
+    /// Whether the bias and the mask of allowed ids in `processors` act on the drafter's logits too, before confidence and
+    /// warping, so that the drafter proposes no forbidden id and more biased ids. Greedy and `match` outputs do not
+    /// depend on it, and the distribution of other outputs does not. On a GPU, one more upload and two more launches per
+    /// drafting.
+    pub processors_on_drafts: bool,
     /// The warping of the target's (and the drafter's) distribution.
     pub sampling: SamplingParams,
     /// The rule that accepts drafts.
@@ -35,11 +40,13 @@ pub struct Request {
     pub confidence: Confidence,
     /// A hook on the target's logits before warping.
     pub logits_hook: Option<Box<dyn LogitsHook>>,
+    /// A source of masks of allowed ids, for each row of the target's logits.
+    pub mask_provider: Option<Box<dyn MaskProvider>>,
     /// A source of draft tokens in place of the drafter's.
     pub proposer: Option<Box<dyn Proposer>>,
     /// The number of likeliest tokens whose log-probabilities steps report with every committed token, which may be 0;
     /// `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on a
-    /// GPU, one more wait per row.
+    /// GPU, one more wait per step, whatever the number of rows and requests.
     pub logprobs: Option<usize>,
     /// Requests of higher priority are admitted first and give up their cache pages last. Among equals, the order of
     /// arrival decides. A running request does not leave the batch for a waiting one. Outputs do not depend on it.
@@ -60,6 +67,7 @@ impl Request {
             max_new_tokens,
             stop_ids: Vec::new(),
             processors: LogitProcessors::default(),
+            processors_on_drafts: false,
             sampling: SamplingParams::GREEDY,
             rule: Rule::default(),
             seed: 0,
@@ -67,6 +75,7 @@ impl Request {
             block_size: None,
             confidence: Confidence::default(),
             logits_hook: None,
+            mask_provider: None,
             proposer: None,
             logprobs: None,
             priority: 0,
@@ -114,6 +123,7 @@ impl std::fmt::Debug for Request {
             .field("max_new_tokens", &self.max_new_tokens)
             .field("stop_ids", &self.stop_ids)
             .field("processors", &self.processors)
+            .field("processors_on_drafts", &self.processors_on_drafts)
             .field("sampling", &self.sampling)
             .field("rule", &self.rule)
             .field("seed", &self.seed)
@@ -121,6 +131,7 @@ impl std::fmt::Debug for Request {
             .field("block_size", &self.block_size)
             .field("confidence", &self.confidence)
             .field("logits_hook", &self.logits_hook.is_some())
+            .field("mask_provider", &self.mask_provider.is_some())
             .field("proposer", &self.proposer.is_some())
             .field("logprobs", &self.logprobs)
             .field("priority", &self.priority)

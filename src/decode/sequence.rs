@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::cmp::Reverse;
 
-use super::hook::LogitsHook;
+use super::hook::{LogitsHook, MaskProvider};
 use super::proposal::Proposer;
 use super::record::Finish;
 use super::request::Request;
@@ -11,7 +11,7 @@ use super::request_id::RequestId;
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
 use crate::layout::Prediction;
-use crate::processors::{History, LogitEdits};
+use crate::processors::History;
 
 /// The next block, drafted but not yet verified.
 pub(super) struct PendingDraft<B> {
@@ -44,6 +44,7 @@ pub(super) enum DrawnFrom<B> {
 /// The hooks of a request.
 pub(super) struct Callbacks {
     pub(super) logits_hook: Option<Box<dyn LogitsHook>>,
+    pub(super) mask_provider: Option<Box<dyn MaskProvider>>,
     pub(super) proposer: Option<Box<dyn Proposer>>,
 }
 
@@ -112,15 +113,14 @@ impl<B> Sequence<B> {
         }
     }
 
-    /// Returns what the logit processors change in the rows of a step that verifies `verify_len` draft tokens.
-    pub(super) fn logit_edits(&self, verify_len: usize, vocab_size: usize) -> LogitEdits<'_> {
-        let history = History {
+    /// Returns what the rows of a step that verifies `verify_len` draft tokens follow.
+    pub(super) fn history(&self, verify_len: usize) -> History<'_> {
+        History {
             tokens: &self.tokens,
             prompt_len: self.request.prompt.len(),
             draft: self.draft.as_ref().map_or(&[], |draft| &draft.tokens[..verify_len]),
             stop_ids: &self.request.stop_ids,
-        };
-        self.request.processors.edits(history, vocab_size)
+        }
     }
 
     /// Returns the tokens that `verdict` commits: d_1..d_a and, unless there was a fault, the bonus token.

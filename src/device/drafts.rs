@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::acceptance::Rule;
 use crate::layout::{GroupSet, Prediction};
+use crate::processors::LogitProcessors;
 use crate::sampling::SamplingParams;
 
 /// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
@@ -35,6 +36,9 @@ pub struct DraftRows<'a> {
     pub slots: usize,
     /// The token that a slot predicts. It decides which slot is left out of the draft: the first or the last.
     pub prediction: Prediction,
+    /// The logit processors whose [bias and mask](LogitProcessors::draft_edits) act on the slots' logits, after the
+    /// calibration and before confidence and warping.
+    pub processors: Option<&'a LogitProcessors>,
     /// The warping of the slots' logits before a token is drawn.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule that will verify the draft: it decides which random numbers the draft uses.

@@ -62,8 +62,8 @@ use crate::tensor::Tensor;
 /// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the same row
 /// indices of their operands, unless their docs say otherwise.
 ///
-/// A device may run behind its caller: only [`read`](Verification::read) and [`edit_row`](Device::edit_row)
-/// wait for it. The device therefore looks up the outcome of a verification (the group to draft from, the
+/// A device may run behind its caller: only [`read`](Verification::read), [`read_rows`](Device::read_rows) and
+/// [`edit_row`](Device::edit_row) wait for it. The device therefore looks up the outcome of a verification (the group to draft from, the
 /// bonus token, the next position) in its own [`Results`](Device::Results), and the host waits once per step,
 /// for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
@@ -273,6 +273,15 @@ pub trait Device: Send + Sync + 'static {
         cache: &Self::Cache,
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
+
+    /// Returns rows of logits, for which the host waits once, and not at all for no rows.
+    fn read_rows(&self, logits: &mut Self::Buffer, rows: &[usize]) -> Result<Vec<Vec<f32>>, DeviceError> {
+        let mut read = Vec::with_capacity(rows.len());
+        for &row in rows {
+            self.edit_row(logits, row, &mut |values| read.push(values.to_vec()))?;
+        }
+        Ok(read)
+    }
 
     /// Lets `edit` change one row of logits on the host, which waits for the row. If `edit` leaves a
     /// [fault](crate::logits::LogitsFault), a verification that reaches the row finds it.

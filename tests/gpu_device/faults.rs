@@ -5,7 +5,7 @@ use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Simt, SimtOptions};
 
-use crate::support::faults;
+use crate::support::{faults, masks};
 
 fn device() -> Gpu<CpuProducts> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
@@ -31,6 +31,26 @@ fn an_infinite_logit_ends_an_output_at_its_place() {
 #[test]
 fn a_draft_s_faulty_logits_change_no_token() {
     faults::a_draft_s_faulty_logits_change_no_token(device);
+}
+
+#[test]
+fn a_row_without_an_allowed_id_ends_its_request() {
+    masks::a_row_without_an_allowed_id_ends_its_request(device);
+}
+
+#[test]
+fn drafts_obey_the_mask_if_asked() {
+    masks::drafts_obey_the_mask_if_asked(device);
+}
+
+#[test]
+fn a_provider_forbids_what_a_hook_forbids() {
+    masks::a_provider_forbids_what_a_hook_forbids(device);
+}
+
+#[test]
+fn a_provider_s_mistake_ends_its_request_alone() {
+    masks::a_provider_s_mistake_ends_its_request_alone(device);
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
             first_row: first_rows[sequence],
             slots: spec.block_size,
             prediction: Prediction::OwnPosition,
+            processors: None,
             sampling: &samplings[sequence],
             rule: Rule::Rejection,
             seed: 3,

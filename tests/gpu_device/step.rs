@@ -162,6 +162,28 @@ fn logit_processors_cost_no_wait_no_launch_and_no_copy() {
     }
 }
 
+/// Returns the requests of [`requests`], which all ask for log-probabilities.
+fn requests_with_logprobs() -> Vec<Request> {
+    requests().into_iter().map(|request| Request { logprobs: Some(2), ..request }).collect()
+}
+
+#[test]
+fn log_probabilities_cost_one_wait_a_step() {
+    for mode in [Mode::Parallel, Mode::Autoregressive, Mode::Sequential] {
+        let plain = steady_steps(mode);
+        let asked = steady_steps_of(engine(mode), requests_with_logprobs);
+        for ((plain, _), (asked, _)) in plain.iter().zip(&asked) {
+            assert_eq!((asked.downloads, plain.downloads), (2, 1), "{mode:?}");
+            assert_eq!(
+                (asked.launches, asked.uploads, asked.allocations),
+                (plain.launches, plain.uploads, 0)
+            );
+            // The rows of all requests are neighbours, and copied together.
+            assert_eq!(asked.copies, plain.copies + 1, "{mode:?}");
+        }
+    }
+}
+
 #[test]
 fn a_parallel_step_with_one_head_product_copies_no_rows_of_candidates() {
     let device = gpu().with_head_products(HeadProducts::Joined);

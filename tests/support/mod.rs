@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod faults;
 pub mod gguf;
 pub mod gpu;
+pub mod masks;
 pub mod models;
 pub mod noise;
 pub mod official_orthrus;

@@ -296,6 +296,7 @@ impl StepRows {
                 first_row: if self.joined { in_logits } else { in_pass },
                 slots: step.drafts + 1,
                 prediction: self.prediction,
+                processors: None,
                 sampling: &GREEDY,
                 rule: Rule::Match,
                 seed: 0,

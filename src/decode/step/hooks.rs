@@ -4,9 +4,10 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::decode::error::DecodeError;
-use crate::decode::hook::{HookError, LogitsHook};
+use crate::decode::hook::{HookError, LogitsHook, MaskProvider};
 use crate::decode::proposal::{Proposal, Proposer};
 use crate::logits::LogitsFault;
+use crate::processors::{self, History};
 
 /// A row of logits at which a request's hook failed. The row has a fault, which the verification finds.
 #[derive(Debug)]
@@ -34,6 +35,33 @@ pub(super) fn edit(hook: &mut dyn LogitsHook, prefix: &[u32], logits: &mut [f32]
     };
     logits.fill(f32::NAN);
     Some(DecodeError::Hook { hook: "logits hook", position: prefix.len(), reason })
+}
+
+/// The masks of the rows of one request's step.
+pub(super) struct StepMasks {
+    /// The masks `[v + 1, ⌈V / 32⌉]`.
+    pub(super) rows: Vec<u32>,
+    /// The first row without an allowed id, and the error of the request if its output reaches the row.
+    pub(super) failed: Option<(usize, DecodeError)>,
+}
+
+/// Lets `provider` fill the masks of the rows after `history`. If the provider fails, no mask allows an id.
+pub(super) fn masks(provider: &mut dyn MaskProvider, history: History<'_>, vocab_size: usize) -> StepMasks {
+    let History { tokens, prompt_len, draft, .. } = history;
+    let (prompt, output) = tokens.split_at(prompt_len);
+    let words = vocab_size.div_ceil(32).max(1);
+    let mut rows = vec![u32::MAX; (draft.len() + 1) * words];
+    let failure = |row: usize, reason| {
+        let position = tokens.len() + row;
+        (row, DecodeError::Hook { hook: "mask provider", position, reason })
+    };
+    if let Err(reason) = guarded(|| provider.fill(prompt, output, draft, &mut rows)) {
+        rows.fill(0);
+        return StepMasks { rows, failed: Some(failure(0, reason)) };
+    }
+    let allows = |mask: &[u32]| (0..vocab_size as u32).any(|id| processors::allows(mask, id));
+    let empty = rows.chunks_exact(words).position(|mask| !allows(mask));
+    StepMasks { failed: empty.map(|row| failure(row, "it forbids every token".into())), rows }
 }
 
 /// Lets `proposer` propose the tokens after `prefix`.

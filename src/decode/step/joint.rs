@@ -73,16 +73,16 @@ impl<'a, D: Device> Step<'a, D> {
         let logits = if layout.joined { next_drafts } else { target_logits };
         model.logits(&layout.logits_rows, work, logits)?;
 
-        for draw in &layout.draws {
+        // The rows of all requests that ask for log-probabilities are read together, so that the host waits once.
+        let wanted = |draw: &Draw| {
             let plan = &plans[draw.plan];
-            let mut rows = Vec::new();
-            if sequences[plan.sequence].request.logprobs.is_some() {
-                for row in draw.first_logits..=draw.first_logits + plan.verify_len {
-                    model.device().edit_row(logits, row, &mut |row| rows.push(row.to_vec()))?;
-                }
-            }
-            raw_logits.push(rows);
-        }
+            let asks = sequences[plan.sequence].request.logprobs.is_some();
+            if asks { draw.first_logits..draw.first_logits + plan.verify_len + 1 } else { 0..0 }
+        };
+        let rows: Vec<usize> = layout.draws.iter().flat_map(wanted).collect();
+        let mut read = model.device().read_rows(logits, &rows)?.into_iter();
+        let of_draw = |draw: &Draw| read.by_ref().take(wanted(draw).len()).collect();
+        *raw_logits = layout.draws.iter().map(of_draw).collect();
         for draw in &layout.draws {
             let plan = &plans[draw.plan];
             let sequence = &sequences[plan.sequence];

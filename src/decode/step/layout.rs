@@ -2,6 +2,7 @@
 //! anything runs.
 
 use super::groups::{Drafting, Draw};
+use super::hooks::{self, FailedRow};
 use super::padding::{PaddingPages, PaddingRows};
 use super::plan::SequencePlan;
 use crate::decode::sequence::{DrawnFrom, Sequence, Work};
@@ -114,19 +115,33 @@ impl<'a> StepLayout<'a> {
         (Self { draws, tokens, pass, padding, logits_rows, joined, first_places, groups, apart }, places)
     }
 
-    /// Returns the changes that logit processors make to the target's logits: one entry per plan that draws a token,
-    /// for its request and a vocabulary of `vocab_size` ids.
+    /// Returns the changes that logit processors and mask providers make to the target's logits: one entry per plan that
+    /// draws a token, for its request and a vocabulary of `vocab_size` ids. Also returns the rows at which providers failed.
     pub(super) fn edits<B>(
         &self,
         sequences: &'a [Sequence<B>],
         plans: &[SequencePlan],
         vocab_size: usize,
-    ) -> Vec<LogitEdits<'a>> {
-        let edits = |draw: &Draw| {
+    ) -> (Vec<LogitEdits<'a>>, Vec<FailedRow>) {
+        let mut failed_rows = Vec::new();
+        let mut edits = |draw: &Draw| {
             let plan = &plans[draw.plan];
-            sequences[plan.sequence].logit_edits(plan.verify_len, vocab_size)
+            let sequence = &sequences[plan.sequence];
+            let history = sequence.history(plan.verify_len);
+            let mut edits = sequence.request.processors.edits(history, vocab_size);
+            let mut callbacks = sequence.callbacks.borrow_mut();
+            if let Some(provider) = callbacks.mask_provider.as_mut() {
+                let masks = hooks::masks(&mut **provider, history, vocab_size);
+                edits.allow_by_row(masks.rows, vocab_size);
+                failed_rows.extend(masks.failed.map(|(row, error)| FailedRow {
+                    verdict: draw.verdict,
+                    row,
+                    error,
+                }));
+            }
+            edits
         };
-        self.draws.iter().map(edits).collect()
+        (self.draws.iter().map(&mut edits).collect(), failed_rows)
     }
 
     /// Returns the input of the device's verification: one entry per plan that draws a token, and the padding's after
@@ -225,6 +240,7 @@ pub(super) fn draft_rows<'a, B>(
             first_row: groups.first_row,
             slots: sequence.block_size,
             prediction: sequence.prediction,
+            processors: sequence.request.processors_on_drafts.then_some(&sequence.request.processors),
             sampling: &sequence.request.sampling,
             rule: sequence.request.rule,
             seed: sequence.request.seed,

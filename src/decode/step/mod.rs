@@ -64,7 +64,7 @@ fn draw<D: Device>(
 ) -> Result<Vec<DrawnTokens<D::Buffer>>, DeviceError> {
     let StepBuffers { work, target_logits, last_drafts, next_drafts, results, padding } = buffers;
     let (layout, places) = StepLayout::new(model, sequences, plans, padding);
-    let edits = layout.edits(sequences, plans, model.config().vocab_size);
+    let (edits, failed_rows) = layout.edits(sequences, plans, model.config().vocab_size);
     let verified = layout.verify_rows(sequences, plans, last_drafts, &edits);
     let drafts = draft_rows(&layout.groups, sequences, plans);
     let apart = layout.apart.as_ref().map(|apart| (apart, draft_rows(&apart.groups, sequences, plans)));
@@ -90,7 +90,7 @@ fn draw<D: Device>(
         places,
         raw_logits: Vec::new(),
         tables,
-        failed_rows: Vec::new(),
+        failed_rows,
     };
     let tables = step.forward()?;
     if layout.draws.is_empty() {

@@ -161,6 +161,13 @@ impl CpuSelection<'_> {
                 first += count;
             }
         }
+        for draft in &selected {
+            let Some(processors) = draft.draft.processors else { continue };
+            let edits = processors.draft_edits();
+            for (slot, row) in draft.logits.clone().enumerate() {
+                elementwise::edit_row(logits, row, &mut |row| edits.apply(slot, row))?;
+            }
+        }
         let slots: Vec<Slots<'_>> = selected.iter().map(SelectedDraft::slots).collect();
         let tokens = match chain {
             None => sampling::draft(compute, logits, &slots)?,

@@ -261,6 +261,34 @@ pub(super) fn copy_draft<R: Runtime>(
     Ok(runtime.copy(stream, from, words, draws, 0)?)
 }
 
+/// Copies rows of logits to the host: side by side on the device first, so that the host waits once.
+pub(super) fn read_rows<R: Runtime>(
+    context: &Context<R>,
+    logits: &GpuBuffer<R>,
+    rows: &[usize],
+) -> Result<Vec<Vec<f32>>, DeviceError> {
+    const OPERATION: &str = "read_rows";
+    let (cols, stride) = (logits.cols(), logits.stride());
+    if rows.is_empty() || cols == 0 {
+        return Ok(vec![Vec::new(); rows.len()]);
+    }
+    for &row in rows {
+        logits.expect_rows(OPERATION, "logits", cols, row.saturating_add(1))?;
+    }
+    let (runtime, stream) = context.queue();
+    let mut scratch = context.scratch();
+    let packed = scratch.read_rows.reserve(context.queue(), rows.len() * stride)?;
+    let mut first = 0;
+    for run in rows.chunk_by(|a, b| a + 1 == *b) {
+        let elements = logits.elements(&(run[0]..run[0] + run.len()));
+        runtime.copy(stream, logits.logits(OPERATION)?, elements, packed, first * stride)?;
+        first += run.len();
+    }
+    let mut host = vec![0.0; rows.len() * stride];
+    runtime.download(stream, packed, 0, &mut host)?;
+    Ok(host.chunks_exact(stride).map(|row| row[..cols].to_vec()).collect())
+}
+
 /// Lets `edit` change one row of logits on the host.
 pub(super) fn edit_row<R: Runtime>(
     context: &Context<R>,

@@ -303,6 +303,10 @@ impl<P: Products> Device for Gpu<P> {
         attention::joint_attention((&self.context, self.split), shape, rows, qkv, layer, cache, out)
     }
 
+    fn read_rows(&self, logits: &mut BufferOf<P>, rows: &[usize]) -> Result<Vec<Vec<f32>>, DeviceError> {
+        elementwise::read_rows(&self.context, logits, rows)
+    }
+
     fn edit_row(
         &self,
         logits: &mut BufferOf<P>,

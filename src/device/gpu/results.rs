@@ -271,7 +271,8 @@ impl<P: Products> GpuSelection<'_, P> {
         let Self { linears, results, drafts } = self;
         let GpuResults { report, selected, chain, .. } = &mut *results;
         let owners = DraftTables { drafts, rows: selected.slots }.owners();
-        sampling::draft(linears, corrections, logits, (selected, &owners), (report, chain))?;
+        let edits = sampling::draft_edits(drafts, logits.cols())?;
+        sampling::draft(linears, (corrections, edits), logits, (selected, &owners), (report, chain))?;
         // The next step may use the block again.
         selected.block = None;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));

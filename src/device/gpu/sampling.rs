@@ -10,8 +10,11 @@ use super::report::StepReport;
 use super::scratch::{Scratch, error_word};
 use super::selected::{Selected, row_sampling, staged};
 use super::tables::StagedTables;
-use crate::device::{CalibratorOutput, Corrections, DeviceError, SlotRows};
-use crate::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use crate::device::{CalibratorOutput, Corrections, DeviceError, DraftRows, SlotRows};
+use crate::kernels::sampling::{
+    Calibration, EditTables, Edits, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+};
+use crate::processors::LogitProcessors;
 use crate::runtime::{Runtime, View, ViewMut};
 use crate::sampling::SamplingParams;
 
@@ -106,11 +109,53 @@ pub(super) fn upload_draft<R: Runtime>(
     Ok(())
 }
 
-/// Corrects the selected rows of `logits`, if there is a calibrator, and draws one token from each row: from the row by
+/// Samples one token from each selected row of `logits`, rows of `vocab` values `stride` elements apart, into `stats`.
+fn sample_selected<R: Runtime>(
+    context: &Context<R>,
+    launches: SampleLaunches,
+    selected: &mut Selected<R>,
+    (vocab, stride): (usize, usize),
+    (logits, calibration): (LogitRows<'_, f32>, Option<Calibration<'_>>),
+    stats: ViewMut<'_, RowStats>,
+) -> Result<(), DeviceError> {
+    let Selected { drafts, rows, late, tables, block, starts, draft_rows, .. } = selected;
+    let starts = starts.reserve(context.queue(), *drafts)?;
+    let draft_rows = draft_rows.reserve(context.queue(), *rows)?;
+    let rows_to_sample = SampledRowRange {
+        vocab,
+        stride,
+        logits,
+        logit_index: Some(context.input(draft_rows, 0..*rows)?),
+        starts: Some(context.input(starts, 0..*drafts)?),
+        calibration,
+    };
+    let row_sampling = staged(late, block).view(context.queue(), &tables.row_sampling)?;
+    sample(context, launches, rows_to_sample, row_sampling, stats)
+}
+
+/// Returns the tables of what the requests' bias and masks change in the rows of `drafts`; `None` if they change nothing.
+pub(super) fn draft_edits(drafts: &[DraftRows<'_>], vocab: usize) -> Result<Option<EditTables>, DeviceError> {
+    let rows = drafts.iter().map(DraftRows::drafted).sum();
+    let (mut tables, mut first) = (None, 0);
+    for draft in drafts {
+        let edits = draft.processors.map(LogitProcessors::draft_edits).filter(|edits| !edits.is_empty());
+        if let Some(edits) = edits {
+            let tables = tables.get_or_insert_with(|| EditTables::new(rows));
+            tables.push(first, draft.drafted(), &edits, vocab)?;
+        }
+        first += draft.drafted();
+    }
+    Ok(tables)
+}
+
+/// The corrections of drafts on a GPU.
+type GpuCorrections<'a, P> = Corrections<'a, GpuBuffer<<P as Products>::Runtime>, GpuLinear<P>>;
+
+/// Corrects the selected rows of `logits`, if there is a calibrator, applies edits, if there are any, and draws one token from each row: from the row by
 /// itself, or with a chain from its likeliest ids, row after row. `owners` has the draft of each row.
 pub(super) fn draft<P: Products>(
     linears: Linears<'_, P>,
-    Corrections { calibration, chain }: Corrections<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>,
+    (Corrections { calibration, chain }, edits): (GpuCorrections<'_, P>, Option<EditTables>),
     logits: &mut GpuBuffer<P::Runtime>,
     (selected, owners): (&mut Selected<P::Runtime>, &[usize]),
     (report, memory): (&mut StepReport<P::Runtime>, &mut ChainMemory<P::Runtime>),
@@ -146,38 +191,46 @@ pub(super) fn draft<P: Products>(
             (values, draws, Some(ids))
         }
     };
-    let calibrated = calibration.is_some();
-    let (logits_to_sample, calibration) = match calibration {
-        None => (LogitRows::Read(context.input(values, logit_rows)?), None),
-        Some(CalibratorOutput { hidden, output }) => {
-            let rank = output.in_cols;
-            hidden.expect_rows(OPERATION, "calibrator's hidden rows", rank, rows)?;
-            expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
-            let calibration = Calibration {
-                rank,
-                hidden: context.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
-                weight: linears.weight(output),
-                bias: output.bias.as_ref().map(|bias| context.view(bias)),
-            };
-            (LogitRows::Update(context.output(values, logit_rows)?), Some(calibration))
-        }
-    };
-    let Selected { drafts, late, tables, block, starts, draft_rows, .. } = &mut *selected;
-    let starts = starts.reserve(context.queue(), *drafts)?;
-    let draft_rows = draft_rows.reserve(context.queue(), rows)?;
-    let rows_to_sample = SampledRowRange {
-        vocab,
-        stride,
-        logits: logits_to_sample,
-        logit_index: Some(context.input(draft_rows, 0..rows)?),
-        starts: Some(context.input(starts, 0..*drafts)?),
-        calibration,
-    };
-    let row_sampling = staged(late, block).view(context.queue(), &tables.row_sampling)?;
-    let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
-    let stats = context.output(draws, first * STATS_WORDS..end * STATS_WORDS)?.cast().ok_or(overflow)?;
     let launches = if chain.is_some() { SampleLaunches::Partials } else { SampleLaunches::Draw };
-    sample(context, launches, rows_to_sample, row_sampling, stats)?;
+    let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
+    let draws_of_rows = first * STATS_WORDS..end * STATS_WORDS;
+    let mut calibrated = calibration.is_some();
+    if calibrated || edits.is_none() {
+        let (to_sample, calibration) = match calibration {
+            None => (LogitRows::Read(context.input(values, logit_rows.clone())?), None),
+            Some(CalibratorOutput { hidden, output }) => {
+                let rank = output.in_cols;
+                hidden.expect_rows(OPERATION, "calibrator's hidden rows", rank, rows)?;
+                expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
+                let calibration = Calibration {
+                    rank,
+                    hidden: context.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
+                    weight: linears.weight(output),
+                    bias: output.bias.as_ref().map(|bias| context.view(bias)),
+                };
+                (LogitRows::Update(context.output(&mut *values, logit_rows.clone())?), Some(calibration))
+            }
+        };
+        let stats = context.output(&mut *draws, draws_of_rows.clone())?.cast().ok_or(overflow.clone())?;
+        sample_selected(context, launches, selected, (vocab, stride), (to_sample, calibration), stats)?;
+    }
+    if let Some(edits) = edits {
+        // The kernel that calibrates does not edit, so the calibrated rows are edited and sampled again.
+        let mut tables = StagedTables::<P::Runtime>::default();
+        let (edited, offsets) = (tables.push(&edits.rows), tables.push(&edits.offsets));
+        let (ids, masks) = (tables.push(&edits.edits), tables.push(&edits.masks));
+        tables.upload(context.queue(), &mut context.scratch().staging)?;
+        let edits = Edits {
+            rows: tables.view(context.queue(), &edited)?,
+            offsets: tables.view(context.queue(), &offsets)?,
+            edits: tables.view(context.queue(), &ids)?,
+            masks: tables.view(context.queue(), &masks)?,
+        };
+        let to_sample = LogitRows::Edit(context.output(&mut *values, logit_rows)?, edits);
+        let stats = context.output(&mut *draws, draws_of_rows)?.cast().ok_or(overflow)?;
+        sample_selected(context, launches, selected, (vocab, stride), (to_sample, None), stats)?;
+        calibrated = false;
+    }
     if let (Some(operands), Some(chosen)) = (chain, chosen_ids) {
         let rows = CalibratedRows { logits: &*values, among: among.clone(), vocab, stride, calibrated };
         let draws = ChainedDraws { chosen, stats: &mut *draws, draws: first..end };

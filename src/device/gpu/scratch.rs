@@ -25,6 +25,8 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) followed: CachedTable<R>,
     /// The workspace of the attention, sampling and acceptance kernels.
     pub(super) workspace: GrowableMemory<R, f32>,
+    /// Rows of logits, side by side, on their way to the host.
+    pub(super) read_rows: GrowableMemory<R, f32>,
     /// The device error word. Kernels set it, and [`read`](crate::device::Verification::read) looks at it.
     pub(super) error: GrowableMemory<R, u64>,
     /// The frequencies of the rotation that was used last.
@@ -46,6 +48,7 @@ impl<R: Runtime> Default for Scratch<R> {
             owners: CachedTable::default(),
             followed: CachedTable::default(),
             workspace: GrowableMemory::default(),
+            read_rows: GrowableMemory::default(),
             error: GrowableMemory::default(),
             frequencies: Frequencies::default(),
             staging: Staging::default(),

@@ -53,7 +53,7 @@ pub struct EditTables {
     pub offsets: Vec<i32>,
     /// The edits of the sequences.
     pub edits: Vec<LogitEdit>,
-    /// The masks of the sequences.
+    /// The masks of the sequences, or of their rows.
     pub masks: Vec<u32>,
 }
 
@@ -114,14 +114,14 @@ impl EditTables {
                 self.offsets.push(index("number of edits", first + before)?);
             }
         }
-        if let Some(mask) = edits.allowed() {
-            row_edits.first_word = index("number of mask words", self.masks.len())?;
-            let words = vocab.div_ceil(32);
-            self.masks.extend(mask.iter().take(words));
-            // A mask that is too short allows no further id, as on the host.
-            self.masks.extend(std::iter::repeat_n(0, words.saturating_sub(mask.len())));
-        }
         for (row, to) in of_sequence.iter_mut().enumerate() {
+            if let Some(mask) = edits.allowed(row).filter(|_| row == 0 || edits.has_masks_by_row()) {
+                row_edits.first_word = index("number of mask words", self.masks.len())?;
+                let words = vocab.div_ceil(32);
+                self.masks.extend(mask.iter().take(words));
+                // A mask that is too short allows no further id, as on the host.
+                self.masks.extend(std::iter::repeat_n(0, words.saturating_sub(mask.len())));
+            }
             *to = RowEdits(FlexdraftRowEdits { row: index("row", row)?, ..row_edits });
         }
         Ok(())

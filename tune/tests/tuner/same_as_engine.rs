@@ -61,6 +61,7 @@ fn engine_block(
         first_row: pass.group_rows(0, anchor).unwrap().start,
         slots: block_size,
         prediction: Prediction::OwnPosition,
+        processors: None,
         sampling: &sampling,
         rule,
         seed,
