@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use flexdraft::model::Tokenizer;
 use flexdraft::processors::LogitProcessors;
 
 use super::logit_bias::LogitBias;
@@ -48,14 +49,18 @@ pub struct ProcessorArgs {
     /// Forbid a sequence of token ids; may be repeated
     #[arg(long, value_name = "1,2,3", help_heading = "Sampling")]
     pub bad_words_ids: Vec<TokenIds>,
+    /// Forbid a text, as the tokens of the text and as the tokens of the text after a space; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Sampling")]
+    pub bad_words: Vec<String>,
     /// Allow only these token ids
     #[arg(long, value_name = "1,2,3", help_heading = "Sampling")]
     pub allowed_token_ids: Option<TokenIds>,
 }
 
 impl ProcessorArgs {
-    /// Returns the logit processors for a vocabulary of `vocab_size` ids, not yet validated.
-    pub fn processors(&self, vocab_size: usize) -> Result<LogitProcessors> {
+    /// Returns the logit processors for a vocabulary of `vocab_size` ids, not yet validated. `tokenizer` gives the ids of
+    /// texts.
+    pub fn processors(&self, vocab_size: usize, tokenizer: Option<&Tokenizer>) -> Result<LogitProcessors> {
         let mut logit_bias = BTreeMap::new();
         for &LogitBias { id, bias } in &self.logit_bias {
             if logit_bias.insert(id, bias).is_some() {
@@ -81,8 +86,29 @@ impl ProcessorArgs {
             presence_penalty: self.presence_penalty,
             logit_bias,
             min_tokens: self.min_tokens,
-            bad_words: self.bad_words_ids.iter().map(|TokenIds(ids)| ids.clone()).collect(),
+            bad_words: self.bad_words(tokenizer)?,
             allowed,
         })
+    }
+
+    /// Returns the sequences of ids that are forbidden. A text is forbidden with and without a space before it, because
+    /// most tokenizers spell a word within a sentence with its space.
+    fn bad_words(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<Vec<u32>>> {
+        let mut words: Vec<Vec<u32>> = self.bad_words_ids.iter().map(|TokenIds(ids)| ids.clone()).collect();
+        for text in &self.bad_words {
+            let message =
+                "--bad-words needs a tokenizer, which the target does not have; use --bad-words-ids";
+            let tokenizer = tokenizer.ok_or_else(|| CliError::Usage(message.into()))?;
+            if text.trim().is_empty() {
+                return Err(CliError::Usage("--bad-words has a text without a word".into()));
+            }
+            for text in [text.clone(), format!(" {}", text.trim_start())] {
+                let ids = tokenizer.encode(&text, false)?;
+                if !words.contains(&ids) {
+                    words.push(ids);
+                }
+            }
+        }
+        Ok(words)
     }
 }

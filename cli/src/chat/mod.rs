@@ -95,7 +95,7 @@ impl Work for Loaded<'_> {
             config.context_len = config.context_len.min(affordable.max(1));
         }
         let (context, stop_ids) = (config.context_len, config.eos_ids.clone());
-        let processors = args.sampling.processors.processors(config.vocab_size)?;
+        let processors = args.sampling.processors.processors(config.vocab_size, text.tokenizer.as_deref())?;
         let page_size = EngineOptions::default().page_size;
         let options = EngineOptions {
             max_batch: 1,

@@ -164,7 +164,7 @@ impl<'a, D: Device> Session<'a, D> {
             weight_bytes: weights.bytes_a_token(),
         };
         let mut engine = Engine::new(model, mode.policy(), options)?;
-        let processors = args.sampling.processors.processors(config.vocab_size)?;
+        let processors = args.sampling.processors.processors(config.vocab_size, text.tokenizer.as_deref())?;
         let job = Job { args, prompt_ids, stop_ids, processors, text, looks_up, seeds, batch };
         job.check(&mut engine)?;
         if plain {

@@ -6,7 +6,7 @@ use flexdraft::decode::{Engine, EngineOptions, Mode, Record, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 
-use crate::common::{Sample, arg, json, sample, succeed, succeed_recorded, target_with, tiny};
+use crate::common::{Sample, arg, bundled, json, sample, succeed, succeed_recorded, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 
@@ -92,6 +92,18 @@ fn logit_processors_and_log_probabilities() {
         let top = logprobs["top"].as_array().unwrap();
         assert_eq!((top.len(), &top[0][0]), (2, &serde_json::json!(token)));
         assert!(logprobs["logprob"] == top[0][1] && top[0][1].as_f64() >= top[1][1].as_f64());
+    }
+}
+
+/// A text is forbidden in both of its spellings: alone, and with a space before it.
+#[test]
+fn texts_can_be_forbidden() {
+    let prompt = ["--prompt", "/// Adds packed 16-bit integers.\npub", "--max-new-tokens", "40"];
+    let free = bundled(&prompt);
+    assert!(free.text.contains("unsafe"), "{}", free.text);
+    for mode in ["ar", "parallel"] {
+        let cut = bundled(&[&prompt[..], &["--bad-words", "unsafe", "--mode", mode]].concat());
+        assert!(!cut.text.contains("unsafe") && cut.output_ids.len() == 40, "{}", cut.text);
     }
 }
 

@@ -45,6 +45,7 @@ fn requests_outside_the_limits() {
         (&["--logit-bias", "2048=1"], "id 2048 of the logit bias is out of vocabulary (2048 ids)"),
         (&["--bad-words-ids", "3,2048"], "id 2048 of the bad words is out of vocabulary (2048 ids)"),
         (&["--bad-words-ids", ""], "bad word 0 is empty"),
+        (&["--bad-words", " "], "--bad-words has a text without a word"),
         (&["--allowed-token-ids", "3,2048"], "--allowed-token-ids has id 2048, the vocabulary has 2048 ids"),
         (&["--allowed-token-ids", ""], "the mask and the bad words of one id forbid every id"),
         (&["--block-size", "0"], "block size 0 is not in 1..=16, the drafter's own"),
