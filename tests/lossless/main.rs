@@ -25,7 +25,6 @@ mod requests_in_flight;
 mod same_drafter;
 mod sampled;
 mod sampling_limits;
-mod serving;
 #[path = "../support/mod.rs"]
 mod support;
 mod warping;
