@@ -11,7 +11,7 @@ result=benches/results/serving.md
 cargo test --workspace --test serving --locked --no-run
 start=$SECONDS
 lines=$(FLEXDRAFT_SERVING_REQUESTS=$requests cargo test --workspace --test serving --locked --quiet -- --nocapture \
-  | grep '\.$' | grep -v '^test ')
+  | grep ' .*\.$' | grep -v '^test ')
 {
   echo "# Random serving"
   echo
