@@ -12,7 +12,7 @@
 //!    id has probability 0. The random number of an id is the same as in [`Kernels::sample`].
 //!
 //! The ids of C_j, s_j and the row's [`RowStats`] are the distribution q_j that acceptance compares
-//! ([`ChainedRows`](super::acceptance::ChainedRows)). A score is one sum in f32 in a fixed order and is not rounded again, so
+//! ([`ChosenRows`](super::acceptance::ChosenRows)). A score is one sum in f32 in a fixed order and is not rounded again, so
 //! a draft has the same bits in any batch.
 //!
 //! If no s_j is above −∞, the token is id 0, with probability 1, as in [`Kernels::sample`], and the walk goes on from the
