@@ -13,7 +13,7 @@ struct ChosenIds {
     float logit;
     uint32_t within;
 
-    // Sets those of the four logits from `id` on whose ids are chosen. All lanes of a warp call this together.
+    // Sets the logits of the chosen ids among the four ids from `id` on. All lanes of a warp call this together.
     FLEXDRAFT_METHOD void set(float (&four)[4], int32_t first) const {
         for (uint32_t left = within; left != 0u; left &= left - 1u) {
             const int32_t lane = __ffs(int32_t(left)) - 1;

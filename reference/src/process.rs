@@ -97,8 +97,10 @@ fn forbidden_ids(processors: &Processors, history: History<'_>) -> Vec<u32> {
         forbidden.extend(history.end_ids);
     }
     for word in &processors.bad_words {
-        let (last, before) = word.split_last().expect("a bad word has at least one id");
-        if history.tokens.ends_with(before) {
+        // A word without ids forbids nothing.
+        if let Some((last, before)) = word.split_last()
+            && history.tokens.ends_with(before)
+        {
             forbidden.push(*last);
         }
     }

@@ -1,7 +1,7 @@
 //! Simulated machines: the duration of a step from its rows.
 //!
-//! The functions are not those of any policy's cost model: products take the time to stream the weights, or the time of
-//! whole tiles of rows, or a measured curve between points.
+//! The functions differ from the functions of any policy's cost model: products take the time to stream the weights, or
+//! the time of whole tiles of rows, or a measured curve between points.
 
 use serde::{Deserialize, Serialize};
 

@@ -125,7 +125,7 @@ impl PageAllocator {
         owned.last().map_or(Some(PrefixId::EMPTY), |&page| prefixes.prefix(page))
     }
 
-    /// Iterates over the pages that hold the tokens of `tokens` after those of `owned`, the first pages of the
+    /// Iterates over the pages that hold the tokens of `tokens` after the tokens of `owned`, the first pages of the
     /// sequence, as far as there are such pages.
     fn continuation(&self, owned: &[u32], tokens: &[u32]) -> impl Iterator<Item = u32> {
         let mut before = self.prefix_of(owned);

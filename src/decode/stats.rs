@@ -26,7 +26,7 @@ pub struct EngineStats {
     pub step_times: Option<StepTimes>,
 }
 
-/// Counts of the prefix cache. The tokens are those of prompts, and those that suspended requests need again.
+/// Counts of the prefix cache. The tokens are tokens of prompts, and tokens that suspended requests need again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrefixCounts {
     /// Number of tokens that the target read: forwarded rows.

@@ -1,5 +1,5 @@
 //! Tests of drafters with a chain (Chained Calibration) on the GPU device, on the SIMT emulator: the output is that of
-//! autoregressive decoding, drafts have the same bits in every mode, and drafts and verdicts are those of the CPU device.
+//! autoregressive decoding, drafts have the same bits in every mode, and drafts and verdicts equal the CPU device's.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Mode, Policy, Request};
@@ -100,7 +100,7 @@ fn drafts_have_the_same_bits_in_every_mode_and_batch() {
     }
 }
 
-/// How many draft tokens and verdicts of the GPU device are those of the CPU device, after equal steps.
+/// How many draft tokens and verdicts of the GPU device equal the CPU device's, after equal steps.
 #[derive(Debug, Default)]
 struct Agreement {
     drafts: usize,

@@ -255,7 +255,7 @@ fn ask(random: &mut SplitMix, vocab: usize) -> (Vec<u32>, usize) {
 proptest! {
     #![proptest_config(properties(12))]
 
-    /// With requests that share prefixes, suspensions, cancellations and a small cache, outputs equal those of an engine
+    /// With requests that share prefixes, suspensions, cancellations and a small cache, outputs equal the outputs of an engine
     /// with a large cache and without prefix cache.
     #[test]
     fn outputs_do_not_depend_on_the_prefix_cache(

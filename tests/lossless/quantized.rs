@@ -1,5 +1,5 @@
 //! Tests that decoding is lossless over a quantised target: a GGUF file with blocks of every format that the CPU device
-//! keeps. Its tokens are those of the dequantised target, in every mode and with every rule, in batches and alone.
+//! keeps. Its tokens are the tokens of the dequantised target, in every mode and with every rule, in batches and alone.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, Flex, Mode, Policy, Record, Request};

@@ -209,7 +209,7 @@ pub fn a_provider_s_mistake_ends_its_request_alone<D: Device>(device: impl Fn() 
 }
 
 /// With bias and mask on the drafter's logits, all draft tokens are allowed, parallel and sequential drafts are the same,
-/// and greedy and `match` tokens are those of plain decoding. Without, some draft tokens are forbidden.
+/// and greedy and `match` tokens are the tokens of plain decoding. Without, some draft tokens are forbidden.
 pub fn drafts_obey_the_mask_if_asked<D: Device>(device: impl Fn() -> D) {
     let vocab = spec().vocab;
     let even: Vec<u32> = (0..vocab.div_ceil(32)).map(|_| 0x5555_5555).collect();

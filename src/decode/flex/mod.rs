@@ -76,7 +76,7 @@ struct LastSequence {
     confidence: Vec<f32>,
     /// Index of the calibration of the sequence's drafts.
     calibration: usize,
-    /// Whether the confidences are those of the drafter.
+    /// Whether the confidences come from the drafter.
     is_draft: bool,
 }
 
