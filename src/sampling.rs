@@ -24,6 +24,9 @@ pub enum SamplingError {
     /// A temperature above 0 whose reciprocal exceeds every f32: below about 2.94e-39.
     #[error("temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found {0:e}")]
     TinyTemperature(f32),
+    /// A temperature above [`SamplingParams::MAX_TEMPERATURE`].
+    #[error("temperature must be at most {max:e}, found {0:e}", max = SamplingParams::MAX_TEMPERATURE)]
+    HugeTemperature(f32),
     /// A top-p outside (0, 1].
     #[error("top-p must be above 0 and at most 1, found {0}")]
     TopP(f32),
@@ -54,6 +57,10 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// The highest temperature. Devices compute differences of logits in f32; up to this temperature, a token whose
+    /// difference overflows has no probability in exact arithmetic either.
+    pub const MAX_TEMPERATURE: f32 = 1e36;
+
     /// Greedy decoding: temperature 0, which takes the most probable token, ties to the lowest id.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
@@ -73,7 +80,7 @@ impl SamplingParams {
     /// Returns the factor that logits are multiplied by: 1 / temperature, rounded to f32. `None` means greedy decoding,
     /// which is also the defined result for temperatures that [`validate`](Self::validate) refuses.
     pub fn inverse_temperature(&self) -> Option<f32> {
-        let temperature = Some(self.temperature).filter(|&t| t > 0.0 && t.is_finite())?;
+        let temperature = Some(self.temperature).filter(|&t| t > 0.0 && t <= Self::MAX_TEMPERATURE)?;
         Some(temperature.recip()).filter(|inverse| inverse.is_finite())
     }
 
@@ -81,6 +88,9 @@ impl SamplingParams {
     pub fn validate(&self) -> Result<(), SamplingError> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(SamplingError::Temperature(self.temperature));
+        }
+        if self.temperature > Self::MAX_TEMPERATURE {
+            return Err(SamplingError::HugeTemperature(self.temperature));
         }
         if self.temperature > 0.0 && self.is_greedy() {
             return Err(SamplingError::TinyTemperature(self.temperature));
@@ -284,7 +294,7 @@ mod tests {
         }
         let error = SamplingParams::at_temperature(1e-39).validate().unwrap_err().to_string();
         assert_eq!(error, "temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found 1e-39");
-        for t in [largest.next_up(), 1e-38, 1.0, f32::MAX] {
+        for t in [largest.next_up(), 1e-38, 1.0, SamplingParams::MAX_TEMPERATURE] {
             let params = SamplingParams::at_temperature(t);
             assert_eq!(params.validate(), Ok(()));
             assert!(params.inverse_temperature().is_some_and(|inverse| inverse > 0.0 && inverse.is_finite()));
@@ -293,6 +303,19 @@ mod tests {
         }
         // The score (logit − largest) · inverse temperature may overflow to −∞; the id then has probability 0.
         assert_eq!(warp(&[3e38, -3e38], &SamplingParams::at_temperature(1e-38)), [0.0, -INF]);
+    }
+
+    #[test]
+    fn a_temperature_at_which_overflowing_differences_would_count_is_refused_and_otherwise_greedy() {
+        for t in [SamplingParams::MAX_TEMPERATURE.next_up(), 3e38, f32::MAX] {
+            let params = SamplingParams::at_temperature(t);
+            assert_eq!(params.validate(), Err(SamplingError::HugeTemperature(t)));
+            assert_eq!(params.inverse_temperature(), None);
+        }
+        let error = SamplingParams::at_temperature(3e38).validate().unwrap_err().to_string();
+        assert_eq!(error, "temperature must be at most 1e36, found 3e38");
+        // A difference that just overflows has the score −340 at the highest temperature: no weight in f32.
+        assert_eq!((-f32::MAX / SamplingParams::MAX_TEMPERATURE).exp(), 0.0);
     }
 
     #[test]

@@ -31,6 +31,7 @@ fn requests_outside_the_limits() {
             &["--temperature", "1e-39"],
             "temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found 1e-39",
         ),
+        (&["--temperature", "2e36"], "temperature must be at most 1e36, found 2e36"),
         (&["--top-p", "0"], "top-p must be above 0 and at most 1, found 0"),
         (&["--top-p", "1.5"], "top-p must be above 0 and at most 1, found 1.5"),
         (&["--min-p", "1"], "min-p must be at least 0 and below 1, found 1"),

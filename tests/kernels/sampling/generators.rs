@@ -58,8 +58,9 @@ pub fn shape() -> impl Strategy<Value = Shape> {
 }
 
 pub fn params() -> impl Strategy<Value = SamplingParams> {
+    let extremes = vec![1e-38, 1e-3, 1e4, SamplingParams::MAX_TEMPERATURE];
     let temperature = prop_oneof![
-        2 => Just(0.0f32), 3 => Just(1.0), 4 => 0.05f32..3.0, 1 => prop::sample::select(vec![1e-38f32, 1e-3, 1e4, 3e38])
+        2 => Just(0.0f32), 3 => Just(1.0), 4 => 0.05f32..3.0, 1 => prop::sample::select(extremes)
     ];
     let top_k = prop_oneof![3 => Just(0usize), 2 => 1usize..60, 1 => 60usize..3000, 1 => Just(usize::MAX)];
     let top_p = prop_oneof![3 => Just(1.0f32), 3 => 0.05f32..1.0, 1 => prop::sample::select(vec![0.5f32, 1e-9, 0.999])];

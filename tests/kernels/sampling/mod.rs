@@ -228,13 +228,28 @@ fn min_p_does_not_bring_back_what_top_k_dropped() {
 /// The second chunk's largest logit is below the logit of the first chunk's last kept id, but has the same score.
 #[test]
 fn a_chunk_is_not_passed_over_because_its_score_was_rounded_up() {
-    let params = SamplingParams { top_k: 3, ..SamplingParams::at_temperature(3e38) };
+    let params =
+        SamplingParams { top_k: 3, ..SamplingParams::at_temperature(SamplingParams::MAX_TEMPERATURE) };
     let smallest = f32::from_bits(1) / params.inverse_temperature().unwrap();
     let mut row = vec![-1.0; 2000];
     (row[0], row[7], row[1500]) = (0.0, -2.0 * smallest, -2.4 * smallest);
     let batch = Batch::<f32>::plain(vec![row], vec![Way::drawn(params, 3)]);
     for outcome in batch.on_every_processor(false) {
         assert_eq!(outcome.stats[0].kept, 3);
+        check(&outcome, &batch.ways);
+    }
+}
+
+/// Logits whose difference overflows f32 count for nothing, whether they share a chunk with the largest logit or with
+/// logits near them.
+#[test]
+fn a_logit_too_far_below_the_largest_for_f32_has_no_weight_in_any_chunk() {
+    let params = SamplingParams::at_temperature(SamplingParams::MAX_TEMPERATURE);
+    let mut row = noise(5, 3000, 2.0);
+    (row[0], row[1], row[2000]) = (3e38, -3e38, -3e38);
+    let batch = Batch::<f32>::plain(vec![row], vec![Way::drawn(params, 3)]);
+    for outcome in batch.on_every_processor(false) {
+        assert_eq!((outcome.stats[0].token, outcome.stats[0].log_sum), (0, 0.0));
         check(&outcome, &batch.ways);
     }
 }
