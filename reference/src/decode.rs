@@ -7,7 +7,8 @@
 //!    them, each row with its own history;
 //! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
 //! 3. c_0..c_a are clean now; the mask group that follows c_a and the bonus token give the next draft, slot j at
-//!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters);
+//!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters); bias and bit mask edit its logits too, if
+//!    the request asks for it;
 //! 4. its confidences give the next v ([`crate::schedule`]).
 //!
 //! The prefill is a step whose candidates are the prompt, all accepted. [`crate::random`] defines the random numbers.
@@ -16,7 +17,7 @@ use crate::accept::{self, Rule, Verdict};
 use crate::chain::chained_logits;
 use crate::float::Float;
 use crate::model::{DraftRow, Drafter, Target, draft_rows, target_logits};
-use crate::process::{History, Processors, process};
+use crate::process::{History, Processors, process, process_draft};
 use crate::propose::Proposal;
 use crate::random::{Numbers, Purpose};
 use crate::sample::{confidence, draw, draw_by_weights};
@@ -24,7 +25,7 @@ use crate::schedule::{Strategy, next_verify_len};
 use crate::warp::{Distribution, Warping, warp};
 
 /// A request to decode one sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
@@ -34,6 +35,8 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Processors of the target's logits. Every row must keep an id.
     pub processors: Processors,
+    /// Whether bias and bit mask of the processors change the drafter's logits too.
+    pub processors_on_drafts: bool,
     /// Warping, which turns logits into distributions, for target and drafter alike.
     pub warping: Warping,
     /// Acceptance rule for draft tokens; at temperature 0 acceptance is greedy for every rule.
@@ -190,6 +193,8 @@ fn make_draft<F: Float>(
     let mut before = tokens[start];
     for (index, DraftRow { hidden, logits }) in rows.into_iter().enumerate() {
         let slot = index + 1;
+        let logits =
+            if request.processors_on_drafts { process_draft(&logits, &request.processors) } else { logits };
         let logits = match &drafter.chain {
             Some(chain) => chained_logits(target.token_rows(), chain, before, &hidden, &logits),
             None => logits,

@@ -11,14 +11,20 @@
 //! | minimum length | −∞ for end ids while the history has fewer tokens after the prompt | |
 //! | bad words | −∞ for an id that would complete a forbidden sequence of ids | |
 //! | bit mask | −∞ for ids that the mask does not allow | |
+//! | bit masks by row | −∞ for ids that the mask of the row does not allow | |
 //!
-//! Only the target's distribution changes. The drafter's distribution q may be any distribution, so drafts keep the q
-//! that they were drawn from.
+//! They change the target's distribution. The drafter's distribution q may be any distribution, so drafts keep the q
+//! that they were drawn from. A request may ask that bias and bit mask, which are known before the draft is drawn and
+//! are the same for all slots, change the drafter's logits too ([`process_draft`]).
 
 use crate::float::Float;
 
+/// The source of a bit mask for each row, such as a grammar: returns the mask of the ids that may follow these tokens,
+/// which are the row's history. Words and bits are those of [`Processors::mask`].
+pub type RowMask = fn(&[u32]) -> Vec<u32>;
+
 /// Parameters of the logit processors; the numbers do not depend on the float type of the logits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Processors {
     /// Repetition penalty θ, above 0; 1 is off.
     pub repetition_penalty: f64,
@@ -34,6 +40,8 @@ pub struct Processors {
     pub bad_words: Vec<Vec<u32>>,
     /// The ids that a bit mask allows: bit id mod 32 of word id / 32. `None` allows every id.
     pub mask: Option<Vec<u32>>,
+    /// The source of a further bit mask for each row. `None` allows every id.
+    pub row_mask: Option<RowMask>,
 }
 
 impl Processors {
@@ -46,7 +54,24 @@ impl Processors {
         min_tokens: 0,
         bad_words: Vec::new(),
         mask: None,
+        row_mask: None,
     };
+
+    /// Returns the logit of `id` after the bias.
+    fn biased<F: Float>(&self, id: u32, logit: F) -> F {
+        let bias = self.bias.iter().find(|(biased, _)| *biased == id);
+        bias.map_or(logit, |(_, bias)| logit + F::from_f64(*bias))
+    }
+
+    /// Returns whether the bit mask allows `id`.
+    fn allows(&self, id: u32) -> bool {
+        self.mask.as_ref().is_none_or(|mask| is_set(mask, id))
+    }
+}
+
+/// Returns bit `id` of a mask.
+fn is_set(mask: &[u32], id: u32) -> bool {
+    mask[id as usize / 32] >> (id % 32) & 1 == 1
 }
 
 /// The tokens that come before the token that a row predicts.
@@ -65,6 +90,7 @@ pub struct History<'a> {
 pub fn process<F: Float>(logits: &[F], processors: &Processors, history: History<'_>) -> Vec<F> {
     let generated = &history.tokens[history.prompt_len..];
     let forbidden = forbidden_ids(processors, history);
+    let row_mask = processors.row_mask.map(|mask| mask(history.tokens));
     let value = |(id, &logit): (usize, &F)| {
         let id = id as u32;
         let mut logit = logit;
@@ -77,17 +103,21 @@ pub fn process<F: Float>(logits: &[F], processors: &Processors, history: History
             logit = logit - F::from_f64(processors.frequency_penalty) * F::from_f64(count as f64);
             logit = logit - F::from_f64(processors.presence_penalty);
         }
-        if let Some((_, bias)) = processors.bias.iter().find(|(biased, _)| *biased == id) {
-            logit += F::from_f64(*bias);
-        }
-        let masked = |words: &Vec<u32>| words[id as usize / 32] >> (id % 32) & 1 == 0;
-        if forbidden.contains(&id) || processors.mask.as_ref().is_some_and(masked) {
-            F::NEG_INFINITY
-        } else {
-            logit
-        }
+        logit = processors.biased(id, logit);
+        let allowed = processors.allows(id) && row_mask.as_ref().is_none_or(|mask| is_set(mask, id));
+        if allowed && !forbidden.contains(&id) { logit } else { F::NEG_INFINITY }
     };
     logits.iter().enumerate().map(value).collect()
+}
+
+/// Returns the calibrated logits `[V]` of a draft's slot after the bias and the bit mask of `processors`, if the
+/// request asks for it. The draft is drawn from these logits: they come before the choice of a chain's ids, confidence
+/// and warping.
+pub fn process_draft<F: Float>(logits: &[F], processors: &Processors) -> Vec<F> {
+    let value = |(id, &logit): (u32, &F)| {
+        if processors.allows(id) { processors.biased(id, logit) } else { F::NEG_INFINITY }
+    };
+    (0..).zip(logits).map(value).collect()
 }
 
 /// Returns the ids that the minimum length and the bad words forbid.
@@ -131,7 +161,25 @@ mod tests {
         assert_eq!(processed(Processors { min_tokens: 4, ..off.clone() }), [1.0, -1.0, 2.0, NONE]);
         let bad_words = vec![vec![1], vec![1, 2, 0], vec![2, 1, 3], vec![0, 1, 1, 1, 2, 2]];
         assert_eq!(processed(Processors { bad_words, ..off.clone() }), [NONE, NONE, NONE, 4.0]);
-        assert_eq!(processed(Processors { mask: Some(vec![0b0101]), ..off }), [1.0, NONE, 2.0, NONE]);
+        assert_eq!(processed(Processors { mask: Some(vec![0b0101]), ..off.clone() }), [1.0, NONE, 2.0, NONE]);
+        let row_mask: RowMask = |tokens| vec![1 << tokens[tokens.len() - 1] | 1 << tokens.len().min(3)];
+        assert_eq!(processed(Processors { row_mask: Some(row_mask), ..off }), [NONE, NONE, 2.0, 4.0]);
+    }
+
+    #[test]
+    fn only_bias_and_mask_change_a_draft() {
+        let processors = Processors {
+            repetition_penalty: 2.0,
+            frequency_penalty: 0.25,
+            presence_penalty: 0.5,
+            bias: vec![(2, 8.0), (3, 1.0)],
+            min_tokens: 9,
+            bad_words: vec![vec![0]],
+            mask: Some(vec![0b0111]),
+            row_mask: Some(|_| vec![0]),
+        };
+        assert_eq!(process_draft(&[1.0, -1.0, 2.0, 4.0], &processors), [1.0, -1.0, 10.0, NONE]);
+        assert_eq!(process_draft(&[1.0, f64::NAN], &Processors::OFF)[0], 1.0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use flexdraft::model::weights::ChainKind;
 use flexdraft::processors::LogitProcessors;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
+use flexdraft_reference::process::RowMask;
 use proptest::prelude::*;
 
 use crate::support::models::{ChainSpec, Shapes, Spec, either_drafter, spec};
@@ -140,10 +141,15 @@ fn the_decode_loop_is_the_references() {
             },
         ][seed as usize % 5 % 3]
             .clone();
+        // Bias and mask act on the drafts of some seeds, and other seeds have a mask for each row: no token follows itself.
+        let on_drafts = (seed / 5).is_multiple_of(2);
+        let row_mask = (seed % 7 < 2).then_some((|tokens| vec![!(1 << tokens[tokens.len() - 1])]) as RowMask);
         let request = || Request {
             seed,
             rule,
             processors: processors.clone(),
+            processors_on_drafts: on_drafts,
+            mask_provider: row_mask.map(reference::mask_provider),
             sampling,
             record: true,
             confidence: Confidence { threshold: 0.05, ..Confidence::default() },
@@ -157,15 +163,8 @@ fn the_decode_loop_is_the_references() {
                 prompt: request().prompt,
                 max_new_tokens: 24,
                 stop_tokens: vec![9],
-                processors: plain::process::Processors {
-                    repetition_penalty: f64::from(processors.repetition_penalty),
-                    frequency_penalty: f64::from(processors.frequency_penalty),
-                    presence_penalty: f64::from(processors.presence_penalty),
-                    bias: processors.logit_bias.iter().map(|(&id, &bias)| (id, f64::from(bias))).collect(),
-                    min_tokens: processors.min_tokens,
-                    bad_words: processors.bad_words.clone(),
-                    mask: processors.allowed.as_deref().map(<[u32]>::to_vec),
-                },
+                processors: reference::processors(&processors, row_mask),
+                processors_on_drafts: on_drafts,
                 warping: plain::warp::Warping {
                     temperature: f64::from(sampling.temperature),
                     top_k: sampling.top_k,

@@ -181,6 +181,7 @@ fn the_loop_is_the_references() {
             max_new_tokens: 24,
             stop_tokens: vec![],
             processors: plain::process::Processors::OFF,
+            processors_on_drafts: false,
             warping,
             rule: plain_rule,
             seed,

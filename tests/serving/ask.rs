@@ -180,6 +180,7 @@ impl Ask {
             seed: self.seed,
             stop_ids: self.stop_ids.clone(),
             processors: self.processors.clone(),
+            processors_on_drafts: as_asked && self.seed.is_multiple_of(2),
             logits_hook: self.hook.map(|hook| Box::new(hook) as _),
             mask_provider: self.mask.map(|mask| Box::new(mask) as _),
             priority: self.priority,

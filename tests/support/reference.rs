@@ -1,14 +1,17 @@
-//! Weights of the tests' models for the reference, widened to f64.
+//! Weights of the tests' models and parameters of requests for the reference, widened to f64.
 
+use flexdraft::decode::MaskProvider;
 use flexdraft::model::weights::{
     AttentionWeights, ChainKind, ChainWeights, DrafterWeights, LinearWeights, TargetWeights,
 };
+use flexdraft::processors::LogitProcessors;
 use flexdraft::tensor::Tensor;
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
 use flexdraft_reference::chain::{Chain, ChainScores};
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
+use flexdraft_reference::process::{Processors, RowMask};
 use flexdraft_reference::rope::Rope;
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -81,4 +84,29 @@ fn chain(weights: &ChainWeights) -> Chain<f64> {
         ChainKind::Hidden => ChainScores::Hidden { hidden: first, output: second },
     };
     Chain { scores, top_k: weights.config.top_k }
+}
+
+/// Returns the reference's form of logit processors and of a mask provider's masks.
+pub fn processors(processors: &LogitProcessors, row_mask: Option<RowMask>) -> Processors {
+    Processors {
+        repetition_penalty: f64::from(processors.repetition_penalty),
+        frequency_penalty: f64::from(processors.frequency_penalty),
+        presence_penalty: f64::from(processors.presence_penalty),
+        bias: processors.logit_bias.iter().map(|(&id, &bias)| (id, f64::from(bias))).collect(),
+        min_tokens: processors.min_tokens,
+        bad_words: processors.bad_words.clone(),
+        mask: processors.allowed.as_deref().map(<[u32]>::to_vec),
+        row_mask,
+    }
+}
+
+/// Returns the provider of the masks that `row_mask` makes.
+pub fn mask_provider(row_mask: RowMask) -> Box<dyn MaskProvider> {
+    Box::new(move |prompt: &[u32], output: &[u32], draft: &[u32], masks: &mut [u32]| {
+        let words = masks.len() / (draft.len() + 1);
+        for (i, mask) in masks.chunks_exact_mut(words).enumerate() {
+            mask.copy_from_slice(&row_mask(&[prompt, output, &draft[..i]].concat()));
+        }
+        Ok(())
+    })
 }

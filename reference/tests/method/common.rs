@@ -6,7 +6,7 @@ use flexdraft_reference::chain::{Chain, ChainScores};
 use flexdraft_reference::float::Float;
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
-use flexdraft_reference::process::Processors;
+use flexdraft_reference::process::{Processors, RowMask};
 use flexdraft_reference::random::{Numbers, Purpose, uniform};
 use flexdraft_reference::rope::Rope;
 use proptest::prelude::*;
@@ -142,8 +142,16 @@ pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>
     (target, drafter)
 }
 
-/// Generates processors that are often off, alone or together. They never forbid all ids of a vocabulary of three ids
-/// or more with one end id: the mask allows all ids but one, and bad words are two ids long or more.
+/// A mask of a row that depends on the tokens before it: no id follows itself, and id 1 does not follow an even number
+/// of tokens.
+pub fn grammar(tokens: &[u32]) -> Vec<u32> {
+    let last = tokens[tokens.len() - 1];
+    let even = u32::from(tokens.len().is_multiple_of(2));
+    vec![!(1 << last | even << 1)]
+}
+
+/// Generates processors for a vocabulary of at most 32 ids that are often off, alone or together. Each of them forbids at
+/// most two ids: the mask allows all ids but one, and bad words are two ids long or more.
 pub fn any_processors(vocab: usize) -> impl Strategy<Value = Processors> {
     let id = move || 0..vocab as u32;
     let maybe = |values: std::ops::Range<f64>, off: f64| prop_oneof![2 => Just(off), 1 => values];
@@ -160,6 +168,7 @@ pub fn any_processors(vocab: usize) -> impl Strategy<Value = Processors> {
         prop_oneof![1 => Just(0), 1 => 0..8usize],
         prop::collection::vec(bad_word, 0..2),
         prop::option::weighted(0.3, id().prop_map(words)),
+        prop::option::weighted(0.2, Just(grammar as RowMask)),
     )
         .prop_map(
             |(
@@ -168,6 +177,7 @@ pub fn any_processors(vocab: usize) -> impl Strategy<Value = Processors> {
                 min_tokens,
                 bad_words,
                 mask,
+                row_mask,
             )| {
                 Processors {
                     repetition_penalty,
@@ -177,6 +187,7 @@ pub fn any_processors(vocab: usize) -> impl Strategy<Value = Processors> {
                     min_tokens,
                     bad_words,
                     mask,
+                    row_mask,
                 }
             },
         )

@@ -22,6 +22,7 @@ fn request(warping: Warping, rule: Rule) -> Request {
         max_new_tokens: 16,
         stop_tokens: vec![],
         processors: Processors::OFF,
+        processors_on_drafts: false,
         warping,
         rule,
         seed: 0xfeed_0000_0001,
@@ -59,6 +60,7 @@ fn any_request(warping: impl Strategy<Value = Warping>) -> impl Strategy<Value =
         (prop::collection::vec(0..Shape::TINY.vocab as u32, 1..6), 0..14usize, any::<u64>()),
         (
             any_processors(Shape::TINY.vocab),
+            any::<bool>(),
             warping,
             prop::sample::select(&RULES[..]),
             prop::option::of(0..Shape::TINY.vocab as u32),
@@ -72,7 +74,7 @@ fn any_request(warping: impl Strategy<Value = Warping>) -> impl Strategy<Value =
         .prop_map(
             |(
                 (prompt, max_new_tokens, seed),
-                (processors, warping, rule, stop),
+                (processors, processors_on_drafts, warping, rule, stop),
                 (block_size, threshold, strategy),
             )| {
                 Request {
@@ -80,6 +82,7 @@ fn any_request(warping: impl Strategy<Value = Warping>) -> impl Strategy<Value =
                     max_new_tokens,
                     stop_tokens: stop.into_iter().collect(),
                     processors,
+                    processors_on_drafts,
                     warping,
                     rule,
                     seed,
@@ -161,6 +164,37 @@ fn a_block_of_one_slot_is_autoregressive_under_every_rule() {
         let decoded = decode(&target, &drafter, &request);
         assert_eq!(decoded.output, autoregressive(&target, &request));
         assert_eq!(decoded.steps.len(), request.max_new_tokens - 1);
+    }
+}
+
+/// Drafts that see bias and mask propose no forbidden id. A chain's likeliest ids are chosen after the mask.
+#[test]
+fn drafts_obey_the_mask_if_the_request_asks() {
+    let chain = |chain| Shape { chain: Some(chain), ..Shape::TINY };
+    let pair = chain(ChainShape::Pair { rank: 3, top_k: 3 });
+    for shape in [Shape::TINY, pair, Shape { kind: DrafterKind::Orthrus, ..Shape::TINY }] {
+        let (target, drafter) = random_model::<f64>(shape, 3);
+        for rule in RULES {
+            let decoded = |processors_on_drafts, mask: u32| {
+                let processors =
+                    Processors { bias: vec![(4, 6.0)], mask: Some(vec![mask]), ..Processors::OFF };
+                let request = request(Warping::temperature(1.5), rule);
+                decode(&target, &drafter, &Request { processors, processors_on_drafts, ..request })
+            };
+            let drafted = |on_drafts, mask| -> Vec<u32> {
+                let steps = decoded(on_drafts, mask).steps;
+                steps.iter().flat_map(|step| step.draft.tokens.clone()).collect()
+            };
+            let even = 0x5555_5555;
+            assert!(drafted(true, even).iter().all(|id| id % 2 == 0));
+            assert!(drafted(false, even).iter().any(|id| id % 2 == 1));
+            // The bias makes id 4 likely.
+            let biased = |on_drafts| {
+                let drafted = drafted(on_drafts, u32::MAX);
+                drafted.iter().filter(|&&id| id == 4).count() as f64 / drafted.len() as f64
+            };
+            assert!(biased(true) > 0.5 && biased(false) < 0.5, "{shape:?}, {rule:?}");
+        }
     }
 }
 

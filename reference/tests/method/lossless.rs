@@ -5,11 +5,11 @@ use flexdraft_reference::accept::{
     Verdict, block, block_test_probabilities, block_weights, rejection, rejection_test_probabilities,
     rejection_weights,
 };
-use flexdraft_reference::process::{History, Processors, process};
+use flexdraft_reference::process::{History, Processors, process, process_draft};
 use flexdraft_reference::warp::{Warping, warp};
 use proptest::prelude::*;
 
-use crate::common::any_processors;
+use crate::common::{any_processors, grammar};
 use crate::properties::properties;
 
 const VOCAB: usize = 3;
@@ -29,6 +29,8 @@ struct World {
     first_slot_is_exact: bool,
     /// Processors of the target's logits.
     processors: Processors,
+    /// Whether bias and mask of the processors change the drafter's logits too.
+    processors_on_drafts: bool,
     /// Warping of both distributions.
     warping: Warping,
     /// The number of tokens at the end of a row's history that the processors do not see: 0, unless a mistake is
@@ -65,6 +67,7 @@ impl World {
                 1 if self.first_slot_is_exact => self.target(context),
                 _ => {
                     let q = logits(&self.q[self.pick(context, slot as u64, self.q.len())]);
+                    let q = if self.processors_on_drafts { process_draft(&q, &self.processors) } else { q };
                     warp(&q, &self.warping).probabilities
                 }
             })
@@ -230,13 +233,14 @@ fn warping() -> impl Strategy<Value = Warping> {
 fn world() -> impl Strategy<Value = World> {
     let rows = || prop::collection::vec(row(), 1..12);
     let share_rows = prop::bool::weighted(0.3);
-    let parameters = (processors(), warping());
+    let parameters = (processors(), any::<bool>(), warping());
     (rows(), rows(), any::<bool>(), share_rows, parameters, any::<u64>()).prop_map(
-        |(p, mut q, first_slot_is_exact, share_rows, (processors, warping), salt)| {
+        |(p, mut q, first_slot_is_exact, share_rows, parameters, salt)| {
             if share_rows {
                 q.clone_from(&p);
             }
-            World { p, q, first_slot_is_exact, processors, warping, unseen: 0, salt }
+            let (processors, processors_on_drafts, warping) = parameters;
+            World { p, q, first_slot_is_exact, processors, processors_on_drafts, warping, unseen: 0, salt }
         },
     )
 }
@@ -248,6 +252,7 @@ fn plain_world() -> World {
         q: vec![vec![0.3, 0.3, 0.4], vec![0.5, 0.1, 0.4]],
         first_slot_is_exact: false,
         processors: Processors::OFF,
+        processors_on_drafts: false,
         warping: Warping::temperature(1.0),
         unseen: 0,
         salt: 1,
@@ -328,7 +333,8 @@ fn one_parameter_each() -> Vec<(&'static str, World)> {
         ("bias", Processors { bias: vec![(0, 1.5), (2, -0.5)], ..off.clone() }),
         ("minimum length", Processors { min_tokens: 4, ..off.clone() }),
         ("bad words", Processors { bad_words: vec![vec![0, 0], vec![1, 2, 1], vec![0, 1]], ..off.clone() }),
-        ("bit mask", Processors { mask: Some(vec![0b101]), ..off }),
+        ("bit mask", Processors { mask: Some(vec![0b101]), ..off.clone() }),
+        ("bit masks by row", Processors { row_mask: Some(grammar), ..off }),
     ];
     let warped = |(name, warping)| (name, World { warping, ..plain_world() });
     let processed = |(name, processors)| (name, World { processors, ..plain_world() });
@@ -347,7 +353,8 @@ fn every_sampling_parameter_is_exact_by_itself() {
 
 #[test]
 fn a_history_that_lacks_a_rows_own_candidate_shows() {
-    for name in ["repetition", "frequency", "presence", "minimum length", "bad words"] {
+    let names = ["repetition", "frequency", "presence", "minimum length", "bad words", "bit masks by row"];
+    for name in names {
         let (_, world) = one_parameter_each().into_iter().find(|(other, _)| *other == name).unwrap();
         let world = World { unseen: 1, ..world };
         assert!(bias(&world, Step::new(rejection_law)) > 1e-3, "{name}");
@@ -398,6 +405,23 @@ fn a_draft_distribution_from_before_warping_shows() {
     }
     for law in [rejection_law, block_law] {
         assert!(bias(&plain_world(), Step { law, drawn: top_2 }) > 1e-3);
+    }
+}
+
+/// The drafts are drawn after the bias and the mask, which the acceptance rule must be told about.
+#[test]
+fn a_draft_distribution_from_before_bias_and_mask_shows() {
+    fn biased() -> Processors {
+        Processors { bias: vec![(1, 1.2)], mask: Some(vec![0b011]), ..Processors::OFF }
+    }
+    fn processed(q: &[f64]) -> Row {
+        warp(&process_draft(&logits(q), &biased()), &Warping::temperature(1.0)).probabilities
+    }
+    for law in [rejection_law, block_law] {
+        let world = World { processors: biased(), ..plain_world() };
+        assert!(bias(&world, Step { law, drawn: processed }) > 1e-3);
+        let world = World { processors_on_drafts: true, ..world };
+        assert!(bias(&world, Step::new(law)) < 1e-12);
     }
 }
 

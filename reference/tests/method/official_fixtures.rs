@@ -71,6 +71,7 @@ fn replay(cases: std::ops::Range<usize>) {
             max_new_tokens: number(&case["max_new_tokens"]),
             stop_tokens: vec![],
             processors: Processors::OFF,
+            processors_on_drafts: false,
             warping: Warping::GREEDY,
             rule: Rule::Rejection,
             seed: 0,

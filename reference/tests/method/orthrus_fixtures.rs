@@ -44,6 +44,7 @@ fn replay(cases: Range<usize>) {
             max_new_tokens: number(&case["max_new_tokens"]),
             stop_tokens: vec![],
             processors: Processors::OFF,
+            processors_on_drafts: false,
             warping: Warping::GREEDY,
             rule: Rule::Rejection,
             seed: 0,

@@ -3,86 +3,26 @@
 //!
 //! On small vocabularies the test enumerates every draft, every outcome of every acceptance test and every bonus token
 //! of two consecutive steps with its probability, through the functions that the engine calls. The joint distribution
-//! of the committed tokens must be the target's, up to rounding.
+//! of the committed tokens must be the target's, up to rounding; the logit processors of the target's own distribution
+//! are the reference's.
 //!
 //! The uniforms of the acceptance tests are intervals instead of numbers: a test of probability h splits the interval
 //! at h, and the rule is called with a number from the inside of each part. Two steps may therefore share a uniform,
 //! which shows that a wrong key of the random numbers fails.
 
-use std::collections::BTreeMap;
+mod world;
 
 use flexdraft::acceptance::{self, BlockScan, Decision, Rows, Rule};
-use flexdraft::processors::{History, LogitProcessors};
-use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::{SamplingParams, confidence, softmax, warp};
 use proptest::prelude::*;
 
-use crate::support::processors::processors;
+use self::world::{
+    COMPARED, Drafter, Law, ORDINARY, VerifyLen, World, no_repeats, ordinary, possible, worlds,
+};
+use crate::support::processors::all_but;
 use crate::support::properties::properties;
 
-/// The number of generated tokens whose joint distribution is compared.
-const COMPARED: usize = 4;
 const TOLERANCE: f64 = 1e-9;
-
-/// A target and a drafter over a small vocabulary, whose logits are random functions of all tokens so far.
-#[derive(Clone, Debug)]
-struct World {
-    seed: u64,
-    vocab: usize,
-    /// Number of last tokens that the target's logits depend on.
-    order: usize,
-    drafter: Drafter,
-    /// Block size of the drafter.
-    block_size: usize,
-    verify_len: VerifyLen,
-    processors: LogitProcessors,
-    sampling: SamplingParams,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Drafter {
-    /// The drafter's logits are independent of the target's.
-    Unrelated,
-    /// The drafter's logits are the target's logits after the bonus token, plus noise.
-    Near,
-    /// The drafter's logits are the target's own logits after the bonus token. The drafter then proposes from the
-    /// target's distribution in slot 1, and in every slot if the target ignores the tokens before.
-    Target,
-    /// A proposal whose tokens count as certain: one token has all of the mass. The token is a function of all tokens so
-    /// far.
-    Certain,
-    /// A proposal that is drawn token by token: each distribution is a function of the proposal's tokens before it.
-    Following,
-}
-
-/// A rule that decides how many draft tokens are verified: the draft is verified up to slot j if a condition holds.
-#[derive(Clone, Copy, Debug)]
-enum VerifyLen {
-    Fixed(usize),
-    /// The condition is that the product of the confidences is at least this number; at least 1 slot is verified.
-    Confidence(f32),
-    /// The condition is a function of the draft tokens before slot j, d_1..d_{j−1}, which is allowed.
-    EarlierDrafts,
-    /// The condition is a function of the draft token d_j itself, which is not allowed.
-    OwnDraft,
-}
-
-impl VerifyLen {
-    fn before_drawing(self, slot: usize, earlier: &[u32], confidences: &[f32]) -> bool {
-        match self {
-            Self::Fixed(verify_len) => slot <= verify_len,
-            Self::Confidence(threshold) => {
-                slot == 1 || confidences[..slot].iter().product::<f32>() >= threshold
-            }
-            Self::EarlierDrafts => earlier.iter().sum::<u32>() % 2 == 0,
-            Self::OwnDraft => true,
-        }
-    }
-
-    fn after_drawing(self, token: u32) -> bool {
-        !matches!(self, Self::OwnDraft) || token == 0
-    }
-}
 
 /// A bug that the tests plant in the decode loop, and must find.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,97 +36,13 @@ enum Bug {
     /// The planted bug compares with the drafter's distribution before warping, although the drafts are drawn after
     /// warping.
     DraftNotWarped,
+    /// The planted bug compares with the drafter's distribution before bias and mask, although the drafts are drawn after
+    /// them.
+    DraftNotEdited,
     /// The planted bug keys a draft token's uniform number by the token's position and not by the step.
     PositionKeyed,
     /// The planted bug takes the distributions after the proposal [0, 0, …] for those after the proposal that was drawn.
     ForgetsItsTokens,
-}
-
-impl World {
-    /// Returns random logits that are often ordinary, and sometimes −∞ for some ids or for all but one.
-    fn logits(&self, salt: usize, tokens: &[u32]) -> Vec<f32> {
-        let key = tokens.iter().fold(1, |key, &token| key * self.vocab + token as usize);
-        let stream = |slot| Stream::new(self.seed, Purpose::TargetDraw, 8 * salt + slot, key);
-        let shape = stream(1).uniform();
-        let peak = (stream(2).uniform() * self.vocab as f64) as usize;
-        stream(0)
-            .gumbels()
-            .zip(stream(3).gumbels())
-            .take(self.vocab)
-            .enumerate()
-            .map(|(id, (logit, impossible))| {
-                let dropped = shape < 0.1 || (shape < 0.35 && impossible > 0.7);
-                if dropped && id != peak { f32::NEG_INFINITY } else { logit }
-            })
-            .collect()
-    }
-
-    fn target_logits(&self, prefix: &[u32]) -> Vec<f32> {
-        self.logits(0, &prefix[prefix.len().saturating_sub(self.order)..])
-    }
-
-    /// Returns the drafter's logits of slot `slot` after the tokens `prefix` and the tokens `draft` of the slots before.
-    fn draft_logits(&self, prefix: &[u32], draft: &[u32], slot: usize) -> Vec<f32> {
-        let own = match self.drafter {
-            Drafter::Following => self.logits(slot, &extended(&[prefix, draft].concat(), slot as u32)),
-            _ => self.logits(slot, prefix),
-        };
-        let target = self.target_logits(prefix);
-        match self.drafter {
-            Drafter::Unrelated => own,
-            Drafter::Near => target.iter().zip(own).map(|(t, own)| t + 0.5 * own.max(-2.0)).collect(),
-            Drafter::Target => target,
-            Drafter::Following => own,
-            Drafter::Certain => {
-                let token = (0..self.vocab).max_by(|&a, &b| own[a].total_cmp(&own[b]));
-                (0..self.vocab).map(|id| if Some(id) == token { 0.0 } else { f32::NEG_INFINITY }).collect()
-            }
-        }
-    }
-
-    /// Returns the target's distribution after `prefix`, whose first token is the prompt.
-    fn target(&self, prefix: &[u32]) -> Vec<f64> {
-        self.target_rows(prefix, &[]).remove(0)
-    }
-
-    /// Returns the target's distributions after `tokens` and every prefix of `draft`.
-    fn target_rows(&self, tokens: &[u32], draft: &[u32]) -> Vec<Vec<f64>> {
-        let history = History { tokens, prompt_len: 1, draft, stop_ids: &[1] };
-        let edits = self.processors.edits(history, self.vocab);
-        let row = |i: usize| {
-            let mut logits = self.target_logits(&[tokens, &draft[..i]].concat());
-            edits.apply(i, &mut logits);
-            softmax(&warp(&logits, &self.sampling))
-        };
-        (0..=draft.len()).map(row).collect()
-    }
-
-    /// Returns the target's joint distribution of the next `COMPARED` tokens.
-    fn target_law(&self, prompt: &[u32]) -> Law {
-        let mut law = Law::new();
-        self.continue_exactly(prompt.to_vec(), prompt.len(), 1.0, &mut law);
-        law
-    }
-
-    fn continue_exactly(&self, tokens: Vec<u32>, prompt_len: usize, weight: f64, law: &mut Law) {
-        if tokens.len() >= prompt_len + COMPARED {
-            *law.entry(tokens[prompt_len..][..COMPARED].to_vec()).or_default() += weight;
-            return;
-        }
-        for (token, p) in possible(&self.target(&tokens)) {
-            self.continue_exactly(extended(&tokens, token), prompt_len, weight * p, law);
-        }
-    }
-}
-
-type Law = BTreeMap<Vec<u32>, f64>;
-
-fn possible(row: &[f64]) -> impl Iterator<Item = (u32, f64)> {
-    (0..).zip(row.iter().copied()).filter(|&(_, p)| p > 0.0)
-}
-
-fn extended(tokens: &[u32], token: u32) -> Vec<u32> {
-    [tokens, &[token]].concat()
 }
 
 fn total_variation(a: &Law, b: &Law) -> f64 {
@@ -275,6 +131,10 @@ impl Loop<'_> {
                 Some(Bug::DraftNotWarped) => {
                     let plain = SamplingParams::at_temperature(1.0);
                     logits.iter().map(|row| softmax(&warp(row, &plain))).collect()
+                }
+                Some(Bug::DraftNotEdited) => {
+                    let row = |j: usize| self.world.plain_draft_logits(&state.tokens, &draft[..j], j + 1);
+                    (0..draft.len()).map(|j| softmax(&warp(&row(j), &self.world.sampling))).collect()
                 }
                 Some(Bug::ForgetsItsTokens) => {
                     let zeros = vec![0; draft.len()];
@@ -435,67 +295,6 @@ fn merged(states: Vec<State>) -> Vec<State> {
     rest
 }
 
-fn worlds() -> impl Strategy<Value = World> {
-    let verify_len = prop_oneof![
-        (0usize..=3).prop_map(VerifyLen::Fixed),
-        (0.01f32..0.9).prop_map(VerifyLen::Confidence),
-        Just(VerifyLen::EarlierDrafts),
-    ];
-    let drafter = prop_oneof![
-        Just(Drafter::Unrelated),
-        Just(Drafter::Near),
-        Just(Drafter::Target),
-        Just(Drafter::Certain),
-        Just(Drafter::Following),
-    ];
-    let sampling = (
-        0.4f32..2.0,
-        0usize..4,
-        prop_oneof![Just(1.0f32), 0.3f32..1.0],
-        prop_oneof![Just(0.0f32), 0.0f32..0.6],
-    )
-        .prop_map(|(temperature, top_k, top_p, min_p)| SamplingParams {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-        });
-    let off = || Just(LogitProcessors::default());
-    let vocab = (2usize..=4).prop_flat_map(move |vocab| {
-        // A mask and bad words on a vocabulary of two ids would often forbid both.
-        let processors = if vocab > 2 { processors(vocab).boxed() } else { off().boxed() };
-        (Just(vocab), prop_oneof![1 => off().boxed(), 1 => processors])
-    });
-    (any::<u64>(), vocab, 0usize..=3, drafter, 1usize..=4, verify_len, sampling).prop_map(
-        |(seed, (vocab, processors), order, drafter, block_size, verify_len, sampling)| World {
-            seed,
-            vocab,
-            order,
-            drafter,
-            block_size,
-            verify_len,
-            processors,
-            sampling,
-        },
-    )
-}
-
-/// Seeds of random targets and drafters with which every planted bug has an effect.
-const ORDINARY: std::ops::Range<u64> = 0..40;
-
-fn ordinary(seed: u64) -> World {
-    World {
-        seed,
-        vocab: 2 + seed as usize % 2,
-        order: 2,
-        drafter: Drafter::Near,
-        block_size: 4,
-        verify_len: VerifyLen::Fixed(3),
-        processors: LogitProcessors::default(),
-        sampling: SamplingParams { top_p: 0.9, ..SamplingParams::at_temperature(0.5) },
-    }
-}
-
 /// Returns the largest distance between the loop's and the target's distribution over the ordinary targets and
 /// drafters.
 fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f64 {
@@ -533,6 +332,27 @@ proptest! {
         }
     }
 
+    /// The distributions of target and drafter are, to the bit, those of the reference's processors: a target's row after
+    /// each draft token, and a drafter's row in each slot.
+    #[test]
+    fn processed_rows_are_the_references(
+        world in worlds(),
+        tokens in prop::collection::vec(0u32..4, 0..5),
+        draft in prop::collection::vec(0u32..4, 0..4),
+    ) {
+        let within = |ids: &[u32]| -> Vec<u32> { ids.iter().map(|id| id % world.vocab as u32).collect() };
+        let (tokens, draft) = (within(&[&[0], &tokens[..]].concat()), within(&draft));
+        let rows = world.target_rows(&tokens, &draft);
+        for (i, row) in rows.iter().enumerate() {
+            prop_assert_eq!(row, &world.target(&[&tokens, &draft[..i]].concat()));
+        }
+        for slot in 1..=draft.len() {
+            let [engine, reference] =
+                [World::draft_logits, World::reference_draft_logits].map(|row| row(&world, &tokens, &draft[..slot - 1], slot));
+            prop_assert_eq!(engine, reference);
+        }
+    }
+
     /// Extreme uniform numbers, which do not contribute to an integral, must not break the rules either.
     #[test]
     fn impossible_tokens_are_never_committed(world in worlds(), draft in 0u32..64, ones in 0u32..8) {
@@ -545,7 +365,7 @@ proptest! {
 /// tokens (two bits of `draft` each).
 fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> f64) -> bool {
     let draft = [0, 2, 4].map(|shift| (draft >> shift & 3) % world.vocab as u32);
-    let target: Vec<Vec<f64>> = (0..=draft.len()).map(|i| world.target(&draft[..i])).collect();
+    let target = world.target_rows(&[0], &draft);
     let q: Vec<Vec<f64>> = (1..=draft.len())
         .map(|slot| softmax(&warp(&world.draft_logits(&[0], &draft[..slot - 1], slot), &world.sampling)))
         .collect();
@@ -601,6 +421,16 @@ fn planted_bugs_are_found() {
     }
     for rule in [Rule::Rejection, Rule::Block] {
         assert!(largest_error(rule, None, |_| ()) < TOLERANCE);
+        let masked = |world: &mut World| {
+            world.vocab = 3;
+            world.processors_on_drafts = true;
+            world.processors.logit_bias = [(0, 1.0)].into();
+            world.processors.allowed = Some(all_but(2, 3));
+        };
+        assert!(largest_error(rule, None, masked) < TOLERANCE);
+        assert!(largest_error(rule, None, |world| world.row_mask = Some(no_repeats)) < TOLERANCE);
+        let error = largest_error(rule, Some(Bug::DraftNotEdited), masked);
+        assert!(error > 0.05, "{rule:?}, a draft that was drawn after bias and mask: {error}");
         let error = largest_error(rule, None, |world| world.verify_len = VerifyLen::OwnDraft);
         assert!(error > 0.1, "{rule:?}, a verify length that knows the draft token: {error}");
         for drafter in [Drafter::Certain, Drafter::Following] {
