@@ -2,7 +2,7 @@
 //! that.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions, HookError, Mode, Policy, PrefixCounts, Request};
+use flexdraft::decode::{Engine, EngineOptions, HookError, Mode, Policy, PrefixCounts, Proposal, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
@@ -242,6 +242,113 @@ fn the_prefix_that_was_used_last_stays_longest() {
     assert_eq!([2, 1, 0].map(&mut reused), [0, 2, 1]);
     let stats = engine.stats();
     assert!(stats.prefixes.pages_evicted > 0 && stats.pages_cached <= 8);
+}
+
+/// How a request ends before its output is complete.
+#[derive(Clone, Copy, Debug)]
+enum EarlyEnd {
+    Cancelled,
+    Ended,
+    /// A hook fails at the position of the output's token with this index.
+    Failed(usize),
+}
+
+/// The tokens of a greedy request with a prompt of 40 tokens, and of its output.
+fn known_text(spec: &Spec) -> (Vec<u32>, Vec<u32>) {
+    let prompt = tokens(6, 40, spec.vocab);
+    let plain = EngineOptions { prefix_cache: false, ..options() };
+    let request = Request::new(prompt.clone(), 80);
+    let output = run(&mut with_options(spec, Mode::Autoregressive, plain), vec![request]).remove(0);
+    (prompt, output.tokens)
+}
+
+/// Returns a greedy request whose proposer knows the next 12 tokens of the output.
+fn foretold(prompt: &[u32], output: &[u32]) -> Request {
+    let (prompt_len, max_new_tokens) = (prompt.len(), output.len());
+    let output = output.to_vec();
+    let proposer = move |prefix: &[u32], proposal: &mut Proposal<'_>| -> Result<(), HookError> {
+        output.iter().skip(prefix.len() - prompt_len).take(12).try_for_each(|&token| proposal.push(token))?;
+        Ok(())
+    };
+    Request { proposer: Some(Box::new(proposer)), ..Request::new(prompt.to_vec(), max_new_tokens) }
+}
+
+/// A request that ends early leaves the pages of the tokens that it committed, up to the last step in which a token was
+/// drawn without a fault. Pages that it had not read to their end, drafts that were not verified yet, and the step that
+/// failed leave nothing. A request for the same text, drafts included, shows what is there.
+#[test]
+fn a_request_that_ends_early_leaves_pages_of_committed_tokens() {
+    let spec = Spec { context_len: 256, ..Spec::default() };
+    let (prompt, output) = known_text(&spec);
+    let text = [&prompt[..], &output].concat();
+    let options = EngineOptions { prefill_rows: 7, ..options() };
+    let early = |steps| [(EarlyEnd::Cancelled, steps), (EarlyEnd::Ended, steps)];
+    let failing = (0..40).map(|index| (EarlyEnd::Failed(index), 100));
+    let mut pages_left = [0; 3];
+    for (end, steps) in (1..12).flat_map(early).chain(failing) {
+        let mut engine = with_options(&spec, Mode::Parallel, options.clone());
+        let mut request = foretold(&prompt, &output);
+        if let EarlyEnd::Failed(index) = end {
+            let at = prompt.len() + index;
+            request.logits_hook = Some(Box::new(
+                move |position: usize, _: &[u32], _: &mut [f32]| {
+                    if position == at { Err("planted".into()) } else { Ok(()) }
+                },
+            ));
+        }
+        let id = engine.add(request).unwrap();
+        // The number of output tokens after the last step without a fault.
+        let mut len = 0;
+        for _ in 0..steps {
+            let reports = engine.step().unwrap();
+            if reports.iter().any(|report| report.finish.is_some()) {
+                break;
+            }
+            len += reports.iter().map(|report| report.tokens.len()).sum::<usize>();
+        }
+        match end {
+            EarlyEnd::Cancelled => assert!(engine.cancel(id)),
+            EarlyEnd::Ended => assert!(engine.finish(id) && engine.step().unwrap().len() == 1),
+            EarlyEnd::Failed(_) => assert!(engine.is_idle()),
+        }
+        let cached = if len == 0 { 0 } else { prompt.len() + len - 1 };
+        let pages = cached / PAGE_SIZE;
+        let (found, counted) = counted(&mut engine, vec![Request::new(text.clone(), 12)]);
+        let reused = (pages * PAGE_SIZE) as u64;
+        assert_eq!(counted, counts(text.len() as u64 - reused, reused), "{end:?} after {steps} steps");
+        let plain = EngineOptions { prefix_cache: false, ..options.clone() };
+        let expected =
+            run(&mut with_options(&spec, Mode::Autoregressive, plain), vec![Request::new(text.clone(), 12)]);
+        assert_eq!(found[0].tokens, expected[0].tokens);
+        let kind = match end {
+            EarlyEnd::Cancelled => 0,
+            EarlyEnd::Ended => 1,
+            EarlyEnd::Failed(_) => 2,
+        };
+        pages_left[kind] = pages_left[kind].max(pages);
+    }
+    assert!(pages_left.iter().all(|&pages| pages > 3), "{pages_left:?}");
+}
+
+/// A request that gives up its pages while it reads its prompt leaves nothing, and reads all of its prompt again.
+#[test]
+fn a_request_that_is_suspended_while_it_reads_leaves_nothing() {
+    let spec = Spec { context_len: 256, ..Spec::default() };
+    let (prompt, output) = known_text(&spec);
+    // The first request has read its prompt while the second has only begun. Then both grow by a token per step, until the
+    // first takes the pages of the second.
+    let output = &output[..52];
+    let options = EngineOptions { prefill_rows: 1, cache_tokens: 8 * PAGE_SIZE, ..options() };
+    let late = tokens(7, 60, spec.vocab);
+    let plain = EngineOptions { prefix_cache: false, ..options.clone() };
+    let request = || Request::new(late.clone(), 12);
+    let expected = run(&mut with_options(&spec, Mode::Autoregressive, plain), vec![request()]).remove(0);
+    let mut engine = with_options(&spec, Mode::Autoregressive, options);
+    let first = Request::new(prompt, output.len());
+    let (found, counted) = counted(&mut engine, vec![first, request()]);
+    assert_eq!((&found[0].tokens[..], &found[1].tokens), (output, &expected.tokens));
+    assert_eq!((engine.stats().preempted, counted.tokens_reused), (1, 0));
+    assert!(counted.tokens_read > 100 + 2 * PAGE_SIZE as u64, "{counted:?}");
 }
 
 /// Returns a random prompt that begins as some of the other prompts do, and the kind of its request.
