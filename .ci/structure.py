@@ -13,7 +13,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-CRATES = ["src/lib.rs", "cli/src/main.rs", "tune/src/lib.rs", "reference/src/lib.rs", "cuda/stand_in/src/lib.rs", "replay/src/lib.rs"]
+CRATES = ["src/lib.rs", "cli/src/main.rs", "tune/src/lib.rs", "reference/src/lib.rs", "cuda/stand_in/src/lib.rs", "replay/src/lib.rs",
+          "ffi/src/lib.rs"]
 UNIQUE_TYPES = "src"
 
 

@@ -1,0 +1,153 @@
+//! Embedding, gather, norm, addition and activations.
+
+use flexdraft::kernels::{activation, embedding, norm};
+use flexdraft_ffi::*;
+use half::bf16;
+
+use super::{STREAM, bits, simt};
+use crate::support::{ABSENT, Noise, Opened, attempt, read, write};
+
+#[test]
+fn rows() {
+    let (opened, kernels) = (Opened::new(), simt());
+    let stream = kernels.runtime().stream();
+    let mut noise = Noise(1);
+    for _ in 0..4 {
+        let (rows, cols, vocab) = (1 + noise.below(5), 8 * (1 + noise.below(20)), 1 + noise.below(9));
+        let table = noise.bf16s(vocab * cols);
+        let ids: Vec<i32> = (0..rows).map(|_| noise.below(vocab + 2) as i32 - 1).collect();
+        let (mut expected, mut found) = (vec![bf16::ONE; rows * cols], vec![bf16::ONE; rows * cols]);
+        let (mut word, mut found_word) = ([0u32], [0u32]);
+        kernels
+            .embed(
+                &stream,
+                &embedding::Embed {
+                    ids: stream.view(&ids),
+                    table: stream.view(&table),
+                    out: stream.view_mut(&mut expected),
+                    error: Some(stream.view_mut(&mut word)),
+                    cols,
+                },
+            )
+            .unwrap();
+        launch!(
+            opened,
+            flexdraft_embed,
+            versioned!(FlexdraftEmbed {
+                cols: cols as u64,
+                ids: read(&ids),
+                table: read(&table),
+                out: write(&mut found),
+                error_word: write(&mut found_word),
+            })
+        );
+        assert_eq!((bits(&found), found_word), (bits(&expected), word));
+
+        found.fill(bf16::ONE);
+        kernels
+            .gather(
+                &stream,
+                &embedding::Gather {
+                    indices: stream.view(&ids),
+                    x: stream.view(&table),
+                    out: stream.view_mut(&mut expected),
+                    error: None,
+                    cols,
+                },
+            )
+            .unwrap();
+        launch!(
+            opened,
+            flexdraft_gather,
+            versioned!(FlexdraftGather {
+                cols: cols as u64,
+                indices: read(&ids),
+                x: read(&table),
+                out: write(&mut found),
+                error_word: ABSENT,
+            })
+        );
+        assert_eq!(bits(&found), bits(&expected));
+
+        let (x, delta, weight) = (noise.bf16s(rows * cols), noise.bf16s(rows * cols), noise.floats(cols));
+        for with_delta in [false, true] {
+            let (mut sum, mut found_sum) = (x.clone(), x.clone());
+            let residual = match with_delta {
+                false => norm::Residual::Is(stream.view(&x)),
+                true => norm::Residual::Add { x: stream.view_mut(&mut sum), delta: stream.view(&delta) },
+            };
+            kernels
+                .rms_norm(
+                    &stream,
+                    &norm::RmsNorm {
+                        x: residual,
+                        weight: stream.view(&weight),
+                        out: stream.view_mut(&mut expected),
+                        eps: 1e-6,
+                    },
+                )
+                .unwrap();
+            launch!(
+                opened,
+                flexdraft_rms_norm,
+                versioned!(FlexdraftRmsNorm {
+                    x: write(&mut found_sum),
+                    delta: if with_delta { read(&delta) } else { ABSENT },
+                    weight: read(&weight),
+                    out: write(&mut found),
+                    eps: 1e-6,
+                    reserved: 0,
+                })
+            );
+            assert_eq!((bits(&found), bits(&found_sum)), (bits(&expected), bits(&sum)));
+        }
+
+        let (mut sum, mut found_sum) = (x.clone(), x.clone());
+        kernels
+            .add(&stream, &norm::Add { x: stream.view_mut(&mut sum), delta: stream.view(&delta) })
+            .unwrap();
+        launch!(
+            opened,
+            flexdraft_add,
+            versioned!(FlexdraftAdd { x: write(&mut found_sum), delta: read(&delta) })
+        );
+        assert_eq!(bits(&found_sum), bits(&sum));
+        assert_ne!(bits(&sum), bits(&x));
+
+        let both = noise.bf16s(2 * rows * cols);
+        let out = stream.view_mut(&mut expected);
+        kernels.silu_mul(&stream, &activation::SiluMul { x: stream.view(&both), out, cols }).unwrap();
+        launch!(
+            opened,
+            flexdraft_silu_mul,
+            versioned!(FlexdraftSiluMul { cols: cols as u64, x: read(&both), out: write(&mut found) })
+        );
+        assert_eq!(bits(&found), bits(&expected));
+
+        let (mut hidden, mut found_hidden) = (x.clone(), x.clone());
+        kernels
+            .silu_add(
+                &stream,
+                &activation::SiluAdd {
+                    x: stream.view_mut(&mut hidden),
+                    bonus: stream.view(&table),
+                    owner: stream.view(&ids),
+                    error: Some(stream.view_mut(&mut word)),
+                    cols,
+                },
+            )
+            .unwrap();
+        launch!(
+            opened,
+            flexdraft_silu_add,
+            versioned!(FlexdraftSiluAdd {
+                cols: cols as u64,
+                x: write(&mut found_hidden),
+                bonus: read(&table),
+                owner: read(&ids),
+                error_word: write(&mut found_word),
+            })
+        );
+        assert_eq!((bits(&found_hidden), found_word), (bits(&hidden), word));
+    }
+}

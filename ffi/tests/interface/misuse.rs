@@ -1,0 +1,329 @@
+//! Tests that the C interface refuses misuse with a code, and with a text that names the thing, what was expected and what
+//! was found.
+
+use std::ptr;
+
+use crate::support::{ABSENT, Opened, attempt, read, sequence, write};
+use bytemuck::Zeroable;
+use flexdraft::kernels::sampling::{RowSampling, RowStats};
+use flexdraft_ffi::*;
+use half::bf16;
+
+const STREAM: *mut std::ffi::c_void = ptr::null_mut();
+
+/// Asserts the status of a failed call, and that its text contains all of `words`.
+#[track_caller]
+fn refused(found: Result<(), (i32, String)>, status: i32, words: &[&str]) {
+    let (code, text) = found.unwrap_err();
+    assert_eq!(code, status, "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word} is not in: {text}");
+    }
+}
+
+#[test]
+fn null_pointers() {
+    // SAFETY: null is refused before anything is read.
+    unsafe {
+        refused(attempt(|error| flexdraft_open(-1, ptr::null_mut(), error)), FLEXDRAFT_NULL, &["`kernels`"]);
+        let mut pass = ptr::null_mut();
+        let opening = attempt(|error| flexdraft_pass_open(ptr::null(), STREAM, 1, 1, &raw mut pass, error));
+        refused(opening, FLEXDRAFT_NULL, &["`kernels`"]);
+        refused(
+            attempt(|error| flexdraft_row_sampling(ptr::null(), ptr::null_mut(), error)),
+            FLEXDRAFT_NULL,
+            &["FlexdraftSamplingParams"],
+        );
+        refused(
+            attempt(|error| flexdraft_supports(ptr::null(), error)),
+            FLEXDRAFT_NULL,
+            &["FlexdraftModelShape"],
+        );
+        refused(
+            attempt(|error| flexdraft_sample_workspace_len(1, 8, 0, ptr::null_mut(), error)),
+            FLEXDRAFT_NULL,
+            &["`len`"],
+        );
+        // A caller may ask for no text.
+        assert_eq!(flexdraft_open(-1, ptr::null_mut(), ptr::null_mut()), FLEXDRAFT_NULL);
+        flexdraft_close(ptr::null_mut());
+        flexdraft_pass_close(ptr::null_mut());
+    }
+    let opened = Opened::new();
+    macro_rules! launches {
+        ($($function:ident),*) => {$(
+            // SAFETY: as above.
+            unsafe {
+                let found = attempt(|error| $function(opened.0, STREAM, ptr::null(), error));
+                refused(found, FLEXDRAFT_NULL, &["is null"]);
+                let found = attempt(|error| $function(ptr::null(), STREAM, ptr::null(), error));
+                refused(found, FLEXDRAFT_NULL, &["`kernels` is null"]);
+            }
+        )*};
+    }
+    launches!(
+        flexdraft_joint_attention,
+        flexdraft_sample,
+        flexdraft_sample_partials,
+        flexdraft_accept,
+        flexdraft_chain_choose,
+        flexdraft_chain_score,
+        flexdraft_chain_walk,
+        flexdraft_follow_verdicts,
+        flexdraft_select_drafts,
+        flexdraft_embed,
+        flexdraft_gather,
+        flexdraft_rms_norm,
+        flexdraft_add,
+        flexdraft_silu_mul,
+        flexdraft_silu_add,
+        flexdraft_rope_table,
+        flexdraft_norm_rope_append
+    );
+}
+
+#[test]
+fn devices() {
+    let mut kernels = ptr::null_mut();
+    // SAFETY: the pointers lead to variables.
+    let mut open = |device| attempt(|error| unsafe { flexdraft_open(device, &raw mut kernels, error) });
+    refused(open(-3), FLEXDRAFT_VALUE, &["`device` is -3", "-1 for the emulator"]);
+    // No machine has a CUDA device with this number.
+    refused(open(i32::MAX), FLEXDRAFT_NO_DEVICE, &[]);
+    assert!(kernels.is_null());
+}
+
+#[test]
+fn sizes_of_structs() {
+    let opened = Opened::new();
+    let mut x = [bf16::ONE; 8];
+    let delta = [bf16::ONE; 8];
+    let size = size_of::<FlexdraftAdd>() as u64;
+    for wrong in [0, 8, size - 1, size + 1, u64::MAX] {
+        let args = FlexdraftAdd { struct_size: wrong, x: write(&mut x), delta: read(&delta) };
+        // SAFETY: the pointers lead to variables; a size that is larger than the struct is refused.
+        let found = attempt(|error| unsafe { flexdraft_add(opened.0, STREAM, &raw const args, error) });
+        refused(found, FLEXDRAFT_STRUCT_SIZE, &["FlexdraftAdd", &wrong.to_string(), &size.to_string()]);
+    }
+    assert_eq!(x, [bf16::ONE; 8]);
+}
+
+/// The operands of an embedding of two rows of eight columns from a table of three rows.
+struct Embedding {
+    opened: Opened,
+    ids: [i32; 2],
+    table: Vec<bf16>,
+    out: Vec<bf16>,
+    word: [u32; 2],
+}
+
+impl Embedding {
+    fn new() -> Self {
+        let (table, out) = (vec![bf16::ONE; 24], vec![bf16::ZERO; 16]);
+        Embedding { opened: Opened::new(), ids: [0, 2], table, out, word: [0; 2] }
+    }
+
+    /// Launches the embedding after a change of its operands.
+    fn launch(&mut self, change: impl FnOnce(&mut FlexdraftEmbed)) -> Result<(), (i32, String)> {
+        let mut args = FlexdraftEmbed {
+            struct_size: size_of::<FlexdraftEmbed>() as u64,
+            cols: 8,
+            ids: read(&self.ids),
+            table: read(&self.table),
+            out: write(&mut self.out),
+            error_word: write(&mut self.word[..1]),
+        };
+        change(&mut args);
+        // SAFETY: the operands are valid, except for what the launch refuses.
+        attempt(|error| unsafe { flexdraft_embed(self.opened.0, STREAM, &raw const args, error) })
+    }
+}
+
+#[test]
+fn operands() {
+    let mut embedding = Embedding::new();
+    assert_eq!(embedding.launch(|_| ()), Ok(()));
+    let absent = embedding.launch(|args| args.table = ABSENT);
+    refused(absent, FLEXDRAFT_NULL, &["`table` is null", "bf16"]);
+    let null = embedding.launch(|args| args.out.data = ptr::null_mut());
+    refused(null, FLEXDRAFT_NULL, &["`out` is null", "bf16"]);
+    let dtype = embedding.launch(|args| args.table.dtype = FLEXDRAFT_F32);
+    refused(dtype, FLEXDRAFT_DTYPE, &["`table`", "type f32", "expected bf16"]);
+    let unknown = embedding.launch(|args| args.ids.dtype = 99);
+    refused(unknown, FLEXDRAFT_DTYPE, &["`ids`", "unknown type 99", "expected i32"]);
+    let short = embedding.launch(|args| args.out.len = 15);
+    refused(short, FLEXDRAFT_LENGTH, &["embed", "`out`", "15", "16"]);
+    let long = embedding.launch(|args| args.error_word.len = 2);
+    refused(long, FLEXDRAFT_LENGTH, &["`error word`", "2 elements", "1 were expected"]);
+    let unaligned = embedding.launch(|args| args.table.data = args.table.data.wrapping_byte_add(2));
+    refused(unaligned, FLEXDRAFT_ALIGNMENT, &["`table`", "16 bytes"]);
+    for cols in [0, 7, u64::MAX] {
+        refused(embedding.launch(|args| args.cols = cols), FLEXDRAFT_UNSUPPORTED, &["number of columns"]);
+    }
+    let huge = embedding.launch(|args| (args.ids.len, args.cols) = (1 << 62, 8));
+    refused(huge, FLEXDRAFT_OVERFLOW, &["out"]);
+    assert_eq!(embedding.word, [0; 2]);
+}
+
+#[test]
+fn workspaces_and_calibrators() {
+    let opened = Opened::new();
+    let (mut logits, mut stats, mut workspace) = (vec![0f32; 8], [RowStats::zeroed()], vec![0f32; 64]);
+    let sampling = [RowSampling::zeroed()];
+    let mut launch = |change: &dyn Fn(&mut FlexdraftSample)| {
+        let mut args = FlexdraftSample {
+            struct_size: size_of::<FlexdraftSample>() as u64,
+            vocab: 8,
+            stride: 8,
+            logits: write(&mut logits),
+            logit_index: ABSENT,
+            sampling: read(&sampling),
+            starts: ABSENT,
+            draft: ABSENT,
+            rank: 0,
+            hidden: ABSENT,
+            weight: ABSENT,
+            bias: ABSENT,
+            workspace: write(&mut workspace),
+            stats: write(&mut stats),
+            error_word: ABSENT,
+            update: 0,
+            reserved: 0,
+        };
+        change(&mut args);
+        // SAFETY: the operands are valid, except for what the launch refuses.
+        attempt(|error| unsafe { flexdraft_sample(opened.0, STREAM, &raw const args, error) })
+    };
+    assert_eq!(launch(&|_| ()), Ok(()));
+    refused(
+        launch(&|args| args.workspace.len = 1),
+        FLEXDRAFT_LENGTH,
+        &["`workspace` has 1 elements", "expected"],
+    );
+    refused(
+        launch(&|args| args.logits.dtype = FLEXDRAFT_I32),
+        FLEXDRAFT_DTYPE,
+        &["`logits`", "i32", "f32 or bf16"],
+    );
+    refused(launch(&|args| args.logits = ABSENT), FLEXDRAFT_NULL, &["`logits`", "f32 or bf16"]);
+    refused(
+        launch(&|args| args.sampling.dtype = FLEXDRAFT_ROW_STATS),
+        FLEXDRAFT_DTYPE,
+        &["row stats", "row sampling"],
+    );
+    refused(launch(&|args| args.hidden = args.logits), FLEXDRAFT_VALUE, &["`rank` is 0", "`hidden`"]);
+    refused(launch(&|args| args.rank = 8), FLEXDRAFT_NULL, &["`hidden`", "bf16"]);
+    refused(launch(&|args| args.update = 2), FLEXDRAFT_VALUE, &["`update` is 2", "0 or 1"]);
+    refused(launch(&|args| args.stride = 7), FLEXDRAFT_UNSUPPORTED, &["stride"]);
+    refused(launch(&|args| args.vocab = 0), FLEXDRAFT_UNSUPPORTED, &["vocabulary is 0", "2^20"]);
+}
+
+#[test]
+fn parameters() {
+    let params = FlexdraftSamplingParams {
+        struct_size: size_of::<FlexdraftSamplingParams>() as u64,
+        temperature: 1.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        purpose: FLEXDRAFT_TARGET_DRAW,
+        top_k: 0,
+        seed: 0,
+        slot: 0,
+        position: 0,
+        relative: 0,
+        sequence: 0,
+    };
+    let row = |params: FlexdraftSamplingParams| {
+        let mut row = FlexdraftRowSampling { words: [0; 5] };
+        // SAFETY: the pointers lead to variables.
+        attempt(|error| unsafe { flexdraft_row_sampling(&raw const params, &raw mut row, error) })
+    };
+    assert_eq!(row(params), Ok(()));
+    let with = |change: &dyn Fn(&mut FlexdraftSamplingParams)| {
+        let mut changed = params;
+        change(&mut changed);
+        row(changed)
+    };
+    refused(with(&|params| params.temperature = f32::NAN), FLEXDRAFT_VALUE, &["temperature", "NaN"]);
+    refused(with(&|params| params.top_p = 0.0), FLEXDRAFT_VALUE, &["top-p", "0"]);
+    refused(with(&|params| params.min_p = 1.5), FLEXDRAFT_VALUE, &["min-p", "1.5"]);
+    refused(with(&|params| params.purpose = 9), FLEXDRAFT_VALUE, &["`purpose` is 9"]);
+    refused(with(&|params| params.slot = 1 << 16), FLEXDRAFT_VALUE, &["`slot` is 65536"]);
+    refused(with(&|params| params.relative = 7), FLEXDRAFT_VALUE, &["`relative` is 7"]);
+
+    let sequence = FlexdraftVerifySequence {
+        struct_size: size_of::<FlexdraftVerifySequence>() as u64,
+        seed: 0,
+        position: 0,
+        drafts: 3,
+        first_target: 0,
+        first_draft: 0,
+        first_draft_stats: 0,
+        first_token: 0,
+        groups: 0,
+        rule: FLEXDRAFT_BLOCK,
+        draft: FLEXDRAFT_DRAFT_CHAINED,
+    };
+    let verify = |sequence: FlexdraftVerifySequence| {
+        let mut verify = FlexdraftVerify { words: [0; 6] };
+        // SAFETY: the pointers lead to variables.
+        attempt(|error| unsafe { flexdraft_verify(&raw const sequence, &raw mut verify, error) })
+    };
+    assert_eq!(verify(sequence), Ok(()));
+    refused(verify(FlexdraftVerifySequence { rule: 3, ..sequence }), FLEXDRAFT_VALUE, &["`rule` is 3"]);
+    refused(verify(FlexdraftVerifySequence { draft: 3, ..sequence }), FLEXDRAFT_VALUE, &["`draft` is 3"]);
+    refused(verify(FlexdraftVerifySequence { drafts: 64, ..sequence }), FLEXDRAFT_UNSUPPORTED, &["64"]);
+    let far = FlexdraftVerifySequence { first_token: 1 << 31, ..sequence };
+    refused(verify(far), FLEXDRAFT_OVERFLOW, &["first token"]);
+}
+
+#[test]
+fn passes() {
+    let opened = Opened::new();
+    let pages = [0u32, 1];
+    let pass = opened.pass(&[sequence(&pages, 3, 2, 0b1, 4)], 2, 16);
+    let upload = |sequences: &[FlexdraftSequence], page_size| opened.upload(&pass, sequences, 2, page_size);
+    let one = sequence(&pages, 3, 2, 0b1, 4);
+    assert_eq!(upload(&[one], 16), Ok(()));
+    refused(upload(&[one], 17), FLEXDRAFT_UNSUPPORTED, &["page size", "17"]);
+    refused(upload(&[one, one], 16), FLEXDRAFT_PASS_ROWS, &["number of sequences is 2", "at most 1"]);
+    refused(upload(&[sequence(&[7, 1], 3, 2, 1, 4)], 16), FLEXDRAFT_PASS_ROWS, &["page id 7", "2 pages"]);
+    refused(
+        upload(&[sequence(&pages, 30, 3, 0, 0)], 16),
+        FLEXDRAFT_PASS_ROWS,
+        &["cached positions is 33", "32"],
+    );
+    refused(
+        upload(&[sequence(&pages, 3, 2, 0b100, 4)], 16),
+        FLEXDRAFT_PASS_ROWS,
+        &["group 2", "2 candidates"],
+    );
+    refused(upload(&[sequence(&pages, 3, 2, 0b1, 65)], 16), FLEXDRAFT_PASS_ROWS, &["number of slots is 65"]);
+    let null = FlexdraftSequence { pages: ptr::null(), ..one };
+    refused(upload(&[null], 16), FLEXDRAFT_NULL, &["`pages of sequence 0`", "2 entries"]);
+    let endless = FlexdraftSequence { page_count: u64::MAX, ..one };
+    refused(upload(&[endless], 16), FLEXDRAFT_OVERFLOW, &["pages of sequence 0"]);
+    let far = FlexdraftSequence { first_group: u64::MAX, groups: 0b10, ..one };
+    refused(upload(&[far], 16), FLEXDRAFT_OVERFLOW, &["first_group"]);
+    let unsized_sequence = FlexdraftSequence { struct_size: 3, ..one };
+    refused(upload(&[unsized_sequence], 16), FLEXDRAFT_STRUCT_SIZE, &["FlexdraftSequence", "3 bytes"]);
+
+    // A pass of one emulator is no pass of another emulator.
+    let other = Opened::new();
+    let (inv_freq, mut cos_sin) = ([1f32], [0f32; 12]);
+    let args = FlexdraftRopeTable {
+        struct_size: size_of::<FlexdraftRopeTable>() as u64,
+        pass: pass.0,
+        inv_freq: read(&inv_freq),
+        cos_sin: write(&mut cos_sin),
+        scale: 1.0,
+        reserved: 0,
+    };
+    let launch = |opened: &Opened| {
+        // SAFETY: the kernels and the pass are open, and the operands are valid.
+        attempt(|error| unsafe { flexdraft_rope_table(opened.0, STREAM, &raw const args, error) })
+    };
+    refused(launch(&other), FLEXDRAFT_QUEUE, &["`pass`", "another processor"]);
+    assert_eq!(launch(&opened), Ok(()));
+    refused(other.upload(&pass, &[one], 2, 16), FLEXDRAFT_QUEUE, &["`pass`", "another processor"]);
+}
