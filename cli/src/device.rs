@@ -11,6 +11,7 @@ use flexdraft::runtime::Cuda;
 use crate::args::{DeviceChoice, ModelArgs, WeightsChoice};
 use crate::error::{CliError, Result};
 use crate::models::{self, Weights};
+use crate::probe::Place;
 use crate::progress::Progress;
 
 /// A command that has loaded its models and runs on a device of any type.
@@ -19,7 +20,8 @@ pub trait Work {
 
     fn progress(&self) -> &Progress;
 
-    fn run_on(self, device: impl Device) -> Result<()>;
+    /// Runs the command on a device, which `place` names.
+    fn run_on(self, device: impl Device, place: Place) -> Result<()>;
 }
 
 /// Loads a command's models with `load`, and runs the command on the requested device.
@@ -27,12 +29,13 @@ pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce(QuantizedWeights) -> Res
     if let DeviceChoice::Cuda(ordinal) = args.device {
         let quantized = quantized_on_gpu(args.weights)?;
         let gpu = Gpu::cuda_with(ordinal, args.cuda_options())?;
-        return load(quantized)?.run_on(gpu);
+        return load(quantized)?.run_on(gpu, Place::gpu(ordinal, &args.cuda_options()));
     }
     let cpu = models::cpu(args.threads, args.dtype.into())?;
+    let place = Place::cpu(&cpu);
     let may_use_gpu = args.device == DeviceChoice::Auto && args.weights != Some(WeightsChoice::Keep);
     if !may_use_gpu || Cuda::context(0).is_err() {
-        return load(args.weights.unwrap_or(WeightsChoice::Keep).into())?.run_on(cpu);
+        return load(args.weights.unwrap_or(WeightsChoice::Keep).into())?.run_on(cpu, place);
     }
     let work = load(QuantizedWeights::Bf16)?;
     let chosen = gpu(work.weights(), args.cuda_options());
@@ -40,8 +43,8 @@ pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce(QuantizedWeights) -> Res
         work.progress().note(&note);
     }
     match chosen {
-        Chosen::Device(gpu) => work.run_on(gpu),
-        Chosen::Missing | Chosen::Refused(_) => work.run_on(cpu),
+        Chosen::Device(gpu) => work.run_on(gpu, Place::gpu(0, &args.cuda_options())),
+        Chosen::Missing | Chosen::Refused(_) => work.run_on(cpu, place),
     }
 }
 

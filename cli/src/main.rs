@@ -11,6 +11,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod models;
+mod probe;
 mod progress;
 mod request;
 mod run;

@@ -82,6 +82,11 @@ impl Progress {
         });
     }
 
+    /// Reports that steps are being measured before the first request.
+    pub fn probing(&self) {
+        self.line.set_message("measuring what steps cost on this device");
+    }
+
     /// Reports that another mode is being run for comparison.
     pub fn comparing(&self, mode: &str) {
         self.line.set_message(format!("running `{mode}` for comparison"));

@@ -1,6 +1,7 @@
 //! Runs samples on an engine and measures the time.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Instant;
 
 use flexdraft::decode::{
@@ -132,13 +133,14 @@ impl Observer for Collect {
 /// Runs one request per seed, at most `batch` at a time. `text` starts the text of an output.
 ///
 /// The time of a step is divided equally among the sequences that took part in it. If a request fails, the others run to
-/// their ends, and its error is returned then.
+/// their ends, and its error is returned then. With `explain`, stderr gets the policy's explanation of each step.
 pub fn run<D: Device>(
     engine: &mut Engine<D>,
     batch: usize,
     seeds: impl Iterator<Item = u64>,
     request: impl Fn(u64) -> Request,
     text: impl Fn() -> Result<Text>,
+    explain: bool,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let mut seeds = seeds.enumerate();
@@ -163,6 +165,9 @@ pub fn run<D: Device>(
         let start = Instant::now();
         let mut reports = engine.step()?;
         let seconds = start.elapsed().as_secs_f64();
+        if explain {
+            explain_step(engine);
+        }
         let took_part = |report: &&Committed| report.record.is_some() || report.finish.is_none();
         let share = seconds / reports.iter().filter(took_part).count().max(1) as f64;
 
@@ -199,6 +204,18 @@ pub fn run<D: Device>(
             finish(sample, text, observer)?;
         }
     }
+}
+
+/// Writes to stderr why the policy chose the last step, and the step's duration beside the expected duration. A failure to
+/// write is ignored.
+fn explain_step<D: Device>(engine: &Engine<D>) {
+    let Some(explanation) = engine.explanation() else { return };
+    let took = engine.stats().step_times.map_or(String::new(), |times| {
+        let (seen, expected) = (times.seconds * 1e3, times.expected_seconds * 1e3);
+        let error = times.median_error * 100.0;
+        format!("  took {seen:.3} ms, {expected:.3} ms expected of these rows; median error {error:.0}%\n")
+    });
+    let _ = write!(anstream::stderr(), "{explanation}{took}");
 }
 
 /// Ends a sample: adds the rest of its text, which no commit reported, and hands it to the observer.

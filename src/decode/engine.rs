@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use super::error::DecodeError;
+use super::explanation::Explanation;
 use super::options::EngineOptions;
 use super::pages::PageAllocator;
 use super::policy::{Policy, SequenceStep, StepView};
@@ -95,6 +96,21 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
+    /// Returns the engine's options.
+    pub(super) fn options(&self) -> &EngineOptions {
+        self.scheduler.options()
+    }
+
+    /// Runs `run` with another policy. Policy and statistics are the same afterwards.
+    pub(super) fn aside<T>(&mut self, policy: Box<dyn Policy>, run: impl FnOnce(&mut Self) -> T) -> T {
+        let own = std::mem::replace(&mut self.policy, policy);
+        let counts = self.scheduler.counts();
+        let result = run(self);
+        self.scheduler.set_counts(counts);
+        self.policy = own;
+        result
+    }
+
     /// Adds a request. It takes part from the next step on, or waits until there is room.
     ///
     /// # Errors
@@ -164,6 +180,11 @@ impl<D: Device> Engine<D> {
     /// Returns statistics of the engine. Before this call the engine only keeps a few counts for them.
     pub fn stats(&self) -> EngineStats {
         EngineStats { step_times: self.policy.step_times(), ..self.scheduler.stats() }
+    }
+
+    /// Returns why the policy chose the last step, if the policy compares steps.
+    pub fn explanation(&self) -> Option<Explanation> {
+        self.policy.explanation()
     }
 
     /// Returns whether no requests are left.

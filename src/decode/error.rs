@@ -71,6 +71,9 @@ pub enum DecodeError {
         /// The option's name.
         option: &'static str,
     },
+    /// A probe was asked of an engine that has requests.
+    #[error("a probe needs an engine without requests")]
+    ProbeOfBusyEngine,
     /// A request does not fit the KV cache, even if it is alone.
     #[error(
         "the KV cache is too small: the request needs {needed} pages of {page_size} tokens, there are {pages}"

@@ -1,6 +1,7 @@
 //! Drafting policies, which decide for each sequence whether to draft in parallel with verification, after
 //! verification, or not at all.
 
+use super::explanation::Explanation;
 use super::record::StepMode;
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
@@ -153,6 +154,11 @@ pub trait Policy: Send {
         None
     }
 
+    /// Returns why the policy chose the last step, if it compares steps.
+    fn explanation(&self) -> Option<Explanation> {
+        None
+    }
+
     /// Returns whether this policy ever asks for a draft.
     fn drafts(&self) -> bool {
         true
@@ -179,6 +185,10 @@ impl Policy for Box<dyn Policy> {
 
     fn step_times(&self) -> Option<StepTimes> {
         self.as_ref().step_times()
+    }
+
+    fn explanation(&self) -> Option<Explanation> {
+        self.as_ref().explanation()
     }
 
     fn drafts(&self) -> bool {

@@ -16,6 +16,13 @@ use crate::acceptance::Rule;
 use crate::layout::GroupSet;
 use crate::model::DrafterKind;
 
+/// The counts of an engine's statistics.
+pub(super) struct SchedulerCounts {
+    preempted: u64,
+    prefixes: PrefixCounts,
+    drafts: DraftCounts,
+}
+
 /// The sequences of an engine, and the cache pages that they share.
 pub(super) struct Scheduler<B> {
     pages: PageAllocator,
@@ -130,6 +137,17 @@ impl<B> Scheduler<B> {
         if sequence.wanted() == 0 {
             self.end(id, Finish::Length);
         }
+    }
+
+    /// Returns the counts of the statistics so far.
+    pub(super) fn counts(&self) -> SchedulerCounts {
+        let Self { preempted, prefixes, drafts, .. } = self;
+        SchedulerCounts { preempted: *preempted, prefixes: *prefixes, drafts: drafts.clone() }
+    }
+
+    /// Puts earlier counts back.
+    pub(super) fn set_counts(&mut self, counts: SchedulerCounts) {
+        SchedulerCounts { preempted: self.preempted, prefixes: self.prefixes, drafts: self.drafts } = counts;
     }
 
     /// Returns the engine's statistics.

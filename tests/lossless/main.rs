@@ -18,6 +18,7 @@ mod orthrus_fixtures;
 mod pass_invariance;
 mod policy_views;
 mod prefix_cache;
+mod probe;
 mod processors;
 mod proposals;
 mod quantized;

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, ConfidenceStrategy, Flex, Mode, Policy};
+use flexdraft::decode::{Confidence, ConfidenceStrategy, CostModel, Flex, Mode, Policy};
 
 use super::at_least_one;
 
@@ -44,6 +44,12 @@ pub struct DecodingArgs {
     /// depends on it
     #[arg(long, help_heading = "Decoding")]
     pub no_prefix_cache: bool,
+    /// Let `--mode auto` learn what steps cost from its own steps only, without measuring some steps first
+    #[arg(long, help_heading = "Decoding")]
+    pub no_probe: bool,
+    /// Write to stderr, for each step, what `--mode auto` chose and the steps that it compared
+    #[arg(long, help_heading = "Decoding")]
+    pub explain: bool,
     /// Continue after an end-of-sequence token
     #[arg(long, help_heading = "Decoding")]
     pub ignore_eos: bool,
@@ -70,12 +76,13 @@ pub enum ModeChoice {
 impl ModeChoice {
     /// Returns the mode's name on the command line.
     pub fn name(self) -> &'static str {
-        self.policy().name()
+        self.policy(&CostModel::default()).name()
     }
 
-    pub fn policy(self) -> Box<dyn Policy> {
+    /// Returns the mode's policy. `auto` begins with the cost model `cost`.
+    pub fn policy(self, cost: &CostModel) -> Box<dyn Policy> {
         match self {
-            Self::Auto => Box::new(Flex::default()),
+            Self::Auto => Box::new(Flex::new(cost.clone())),
             Self::Parallel => Box::new(Mode::Parallel),
             Self::Sequential => Box::new(Mode::Sequential),
             Self::Ar => Box::new(Mode::Autoregressive),

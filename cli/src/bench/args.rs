@@ -67,6 +67,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
     pub tau: f64,
 
+    /// Leave out the expected times, for which the command first measures some steps that an engine runs
+    #[arg(long, help_heading = "Output")]
+    pub no_probe: bool,
     /// Use less memory and fewer steps, for a first look
     #[arg(long, help_heading = "Output")]
     pub quick: bool,

@@ -10,7 +10,7 @@ mod work;
 
 use std::io::{self, Write};
 
-use flexdraft::decode::DecodeError;
+use flexdraft::decode::{CostModel, DecodeError, Engine, EngineOptions, Mode, ProbeOptions};
 use flexdraft::device::gpu::{self, CudaOptions, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::model::{Model, QuantizedWeights};
@@ -26,6 +26,7 @@ use crate::args::{DeviceChoice, WeightsChoice};
 use crate::device::{self, label};
 use crate::error::{CliError, Result, warn};
 use crate::models::{self, Pair, Weights};
+use crate::probe::{self, Place};
 
 /// Number of bytes that are read to measure the speed of the memory; a smaller number with `--quick`.
 const MEMORY: usize = 1 << 30;
@@ -34,6 +35,7 @@ const QUICK_MEMORY: usize = 64 << 20;
 /// Properties of the machine that steps run on, besides the device itself.
 struct Machine {
     name: String,
+    place: Place,
     dtype: &'static str,
     storage: Storage,
     peaks: Peaks,
@@ -45,13 +47,14 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         DeviceChoice::Cuda(ordinal) => {
             let quantized = device::quantized_on_gpu(args.weights)?;
             let peaks = gpu::Peaks::of_device(ordinal)?;
+            let options = CudaOptions { algorithms: args.products.into(), graphs: !args.no_graphs };
             let machine = Machine {
                 name: format!("cuda:{ordinal}, {}", peaks.device),
+                place: Place::gpu(ordinal, &options),
                 dtype: "bf16",
                 storage: Storage { kv: 2, weight: Some(2) },
                 peaks: Peaks::Gpu(peaks),
             };
-            let options = CudaOptions { algorithms: args.products.into(), graphs: !args.no_graphs };
             bench_on(args, quantized, Gpu::cuda_with(ordinal, options)?, machine)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
@@ -61,6 +64,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             let memory = if args.quick { QUICK_MEMORY } else { MEMORY };
             let machine = Machine {
                 name: format!("cpu, {} threads, {:?}", device.threads(), device.instruction_set()),
+                place: Place::cpu(&device),
                 dtype,
                 storage: Storage { kv, weight: None },
                 peaks: Peaks::Cpu(CpuPeaks::measure(device.threads(), memory)),
@@ -96,19 +100,31 @@ fn bench_on(
         verify_lens: asked.verify_lens().to_vec(),
         peaks: machine.peaks,
         label: label(&device),
+        expects: !args.no_probe,
     };
     let mut report = Report::new(io::stdout().lock(), args.json, &header)?;
     let sizes = Sizes::new(&weights, machine.storage);
-    let model = weights.on_device(device)?;
+    let mut model = weights.on_device(device)?;
+    let mut cost = None;
+    if !args.no_probe {
+        let max_batch = args.batch.iter().copied().max().unwrap_or(1);
+        let key = probe::key(&machine.place, &weights, Some(block_size), max_batch);
+        let options = EngineOptions { max_batch, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, Mode::Autoregressive, options)?;
+        let options = ProbeOptions { block_size: drafter.map(|_| block_size), ..ProbeOptions::default() };
+        cost = Some(probe::cost_model(&mut engine, &options, &key, || ())?);
+        model = engine.into_model();
+    }
     // A GPU has its own copy of the weights; a CPU shares them with the host.
     drop(weights);
-    let bench = Bench { model: &model, sizes, peaks: header.peaks, tau: args.tau, repeats: repeats(args) };
+    let (peaks, tau, repeats) = (header.peaks, args.tau, repeats(args));
+    let mut bench = Bench { model: &model, sizes, peaks, cost, tau, repeats };
     for &context in &args.context {
         for &batch in &args.batch {
             bench.case(&asked, batch, context, &mut report)?;
         }
     }
-    Ok(())
+    report.end()
 }
 
 /// Returns the requested pair of target and drafter, and its name.
@@ -142,6 +158,8 @@ struct Bench<'a, D: Device> {
     model: &'a Model<D>,
     sizes: Sizes,
     peaks: Peaks,
+    /// The expected durations of steps, fitted to every step that was timed.
+    cost: Option<CostModel>,
     tau: f64,
     repeats: Repeats,
 }
@@ -150,7 +168,7 @@ impl<D: Device> Bench<'_, D> {
     /// Times the steps of `batch` sequences that have `context` cached positions each, and reports each step that does
     /// not fit in memory as skipped.
     fn case<W: Write>(
-        &self,
+        &mut self,
         asked: &Asked,
         batch: usize,
         context: usize,
@@ -169,7 +187,12 @@ impl<D: Device> Bench<'_, D> {
             match if_it_fits(case.time(&step, start, self.repeats))? {
                 Ok(times) => {
                     let work = self.sizes.work(&step, batch, start);
-                    let measured = Measured::new(&step, shape, times, self.tau, &work, &self.peaks);
+                    let mut measured = Measured::new(&step, shape, times, self.tau, &work, &self.peaks);
+                    if let Some(cost) = &mut self.cost {
+                        let shape = step.shape(batch, start);
+                        measured.expected_seconds = Some(cost.seconds(&shape));
+                        cost.observe(&shape, times.step);
+                    }
                     report.measured(&measured)?;
                 }
                 Err(why) => report.skipped(&Skipped::step(&step, shape, why))?,
@@ -224,7 +247,9 @@ mod tests {
             product_flops_per_second: 8e14,
         };
         let repeats = Repeats { least: 1, most: 1, ..Repeats::QUICK };
-        let bench = Bench { model: &model, sizes, peaks: Peaks::Gpu(peaks.clone()), tau: 3.0, repeats };
+        let cost = Some(CostModel::default());
+        let peaks = Peaks::Gpu(peaks);
+        let mut bench = Bench { model: &model, sizes, peaks: peaks.clone(), cost, tau: 3.0, repeats };
         let kind = model.drafter_kind();
         let asked = Asked::new(&[], &[1, 2], &[Groups::All, Groups::Longest(1)], 4, kind);
         let header = Header {
@@ -233,8 +258,9 @@ mod tests {
             dtype: "bf16",
             block_size: 4,
             verify_lens: vec![1, 2],
-            peaks: Peaks::Gpu(peaks),
+            peaks,
             label: None,
+            expects: true,
         };
         let mut out = Vec::new();
         let mut report = Report::new(&mut out, true, &header).unwrap();

@@ -24,6 +24,9 @@ pub struct Header {
     /// Label that says that the device's results are not lossless; `None` if they are lossless.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'static str>,
+    /// Whether lines have the expected times of their steps.
+    #[serde(skip)]
+    pub expects: bool,
 }
 
 /// A line of JSON, with the label that results of the device have if they are not lossless.
@@ -48,6 +51,8 @@ pub struct Measured {
     /// Number of repetitions, whose medians are the times.
     pub steps: usize,
     pub step_seconds: f64,
+    /// Seconds that a cost model expected before it knew this step; `null` without a probe.
+    pub expected_seconds: Option<f64>,
     /// Seconds until the host had submitted the step; `null` on a synchronous device.
     pub submit_seconds: Option<f64>,
     /// Tokens per second, at `tokens_per_step` tokens per step and sequence.
@@ -83,6 +88,7 @@ impl Measured {
             groups: step.groups(),
             steps: times.steps,
             step_seconds: times.step,
+            expected_seconds: None,
             submit_seconds: peaks.runs_behind().then_some(times.submit),
             tokens_per_second: batch as f64 * tokens_per_step / times.step,
             tokens_per_step,
@@ -130,22 +136,36 @@ pub struct Report<W: Write> {
     json: bool,
     /// Label at the end of every line, which says that the results are not lossless; `None` if they are lossless.
     label: Option<&'static str>,
+    /// Errors of the expected times, as fractions of the measured times.
+    errors: Vec<f64>,
 }
 
 impl<W: Write> Report<W> {
     /// Creates a report that begins with `header`.
     pub fn new(out: W, json: bool, header: &Header) -> Result<Self> {
-        let mut report = Self { out, json, label: None };
+        let mut report = Self { out, json, label: None, errors: Vec::new() };
         report.line(header, || header_text(header))?;
         Ok(Self { label: header.label, ..report })
     }
 
     pub fn measured(&mut self, measured: &Measured) -> Result<()> {
+        let error = |expected: f64| (expected / measured.step_seconds - 1.0).abs();
+        self.errors.extend(measured.expected_seconds.map(error));
         self.line(measured, || measured_text(measured))
     }
 
     pub fn skipped(&mut self, skipped: &Skipped) -> Result<()> {
         self.line(skipped, || skipped_text(skipped))
+    }
+
+    /// Ends the report: a text gets a line with the median error of the expected times.
+    pub fn end(&mut self) -> Result<()> {
+        self.errors.sort_by(f64::total_cmp);
+        let Some(median) = self.errors.get(self.errors.len() / 2).filter(|_| !self.json) else {
+            return Ok(());
+        };
+        let text = format!("median error of the expected times: {:.0}%\n", median * 100.0);
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(CliError::Output)
     }
 
     /// Writes one line of the report and flushes it, so that the line survives any later failure.
@@ -194,15 +214,19 @@ fn header_text(header: &Header) -> String {
     }
     // The table has a column for the time to submit a step only if the device is asynchronous.
     let submit = if header.peaks.runs_behind() { "  to submit" } else { "" };
-    text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
+    let expected = if header.expects { "  expected ms" } else { "" };
+    text + &format!(
+        "\ncontext  batch  mode         v  groups  step ms{expected}{submit}   tokens/s  of the floor\n"
+    )
 }
 
 fn measured_text(measured: &Measured) -> String {
     let Measured { mode, context, batch, verify_len, groups, step_seconds, tokens_per_second, .. } = measured;
     let submit = measured.submit_seconds.map_or(String::new(), |s| format!("  {:>9.2}", s * 1e3));
+    let expected = measured.expected_seconds.map_or(String::new(), |s| format!("  {:>11.2}", s * 1e3));
     let (step, share) = (step_seconds * 1e3, measured.share_of_floor * 100.0);
     format!(
-        "{context:>7}  {batch:>5}  {mode:<10}  {verify_len:>2}  {groups:>6}  {step:>7.2}{submit}  \
+        "{context:>7}  {batch:>5}  {mode:<10}  {verify_len:>2}  {groups:>6}  {step:>7.2}{expected}{submit}  \
          {tokens_per_second:>9.1}  {share:.0}% ({})\n",
         measured.bound_by
     )
@@ -239,6 +263,7 @@ mod tests {
             verify_lens: vec![3, 15],
             peaks,
             label: None,
+            expects: false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The steps that the benchmark times: the passes and sizes of each mode's step.
 
-use flexdraft::decode::EngineOptions;
+use flexdraft::decode::{EngineOptions, StepShape};
 use flexdraft::model::DrafterKind;
 
 use super::args::{Groups, StepMode};
@@ -88,6 +88,24 @@ impl Step {
         }
     }
 
+    /// Returns what a cost model knows of the step for `batch` sequences of `context` cached positions.
+    pub fn shape(&self, batch: usize, context: usize) -> StepShape {
+        let (candidates, groups) = (batch * self.candidates(), self.groups());
+        let slots = self.passes.iter().map(|pass| pass.slots).max().unwrap_or(0);
+        let cached = batch * context;
+        let drafts_apart = self.mode == StepMode::Sequential;
+        StepShape {
+            sequences: batch,
+            candidates,
+            reads: if self.mode == StepMode::Prefill { candidates } else { 0 },
+            mask_rows: batch * groups * slots,
+            cached,
+            group_cached: cached * groups,
+            draft_rows: if drafts_apart { batch * slots } else { 0 },
+            draft_cached: if drafts_apart { cached } else { 0 },
+        }
+    }
+
     /// Returns the number of candidates in the step's largest pass.
     pub fn candidates(&self) -> usize {
         self.passes.iter().map(|pass| pass.candidates).max().unwrap_or(0)
@@ -171,6 +189,12 @@ mod tests {
         // A step commits at most its verified tokens and the bonus token.
         assert_eq!((parallel.tokens(2.5), parallel.tokens(7.1), ar.tokens(7.1)), (2.5, 3.0, 1.0));
         assert_eq!(Step::prefill(20).tokens(7.1), 20.0);
+        let shape = parallel.shape(3, 10);
+        assert_eq!((shape.candidates, shape.mask_rows, shape.group_cached, shape.draft_rows), (9, 24, 60, 0));
+        let shape = sequential.shape(3, 10);
+        assert_eq!((shape.candidates, shape.mask_rows, shape.draft_rows, shape.draft_cached), (9, 0, 12, 30));
+        let shape = Step::prefill(20).shape(2, 0);
+        assert_eq!((shape.sequences, shape.candidates, shape.reads), (2, 40, 40));
     }
 
     fn names(asked: &Asked) -> Vec<(&'static str, usize, usize)> {

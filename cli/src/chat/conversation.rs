@@ -130,7 +130,8 @@ impl Conversation<'_> {
         interrupt::take_interrupt();
         let reused_before = engine.stats().prefixes.tokens_reused;
         let mut answer = Answer { out: self.surface.stdout(), surface: self.surface, sample: None };
-        run::run(engine, 1, std::iter::once(seed), make, || self.text.after(&prompt), &mut answer)?;
+        let (seeds, text) = (std::iter::once(seed), || self.text.after(&prompt));
+        run::run(engine, 1, seeds, make, text, self.args.decoding.explain, &mut answer)?;
         answer.write("\n")?;
         let sample = answer.sample.unwrap_or_else(|| Sample::new(0, seed));
         let reused = engine.stats().prefixes.tokens_reused.saturating_sub(reused_before);

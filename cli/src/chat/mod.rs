@@ -8,7 +8,7 @@ mod stats;
 
 use std::sync::Arc;
 
-use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
+use flexdraft::decode::{CostModel, Engine, EngineOptions, ProbeOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::{LoadError, QuantizedWeights, Tokenizer};
@@ -20,6 +20,7 @@ use crate::card::Card;
 use crate::device::{self, Work, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, CACHE_BYTES, Pair, Weights};
+use crate::probe::{self, Place};
 use crate::progress::Progress;
 use crate::surface::Surface;
 use crate::template::Template;
@@ -74,7 +75,7 @@ impl Work for Loaded<'_> {
         &self.progress
     }
 
-    fn run_on(self, device: impl Device) -> Result<()> {
+    fn run_on(self, device: impl Device, place: Place) -> Result<()> {
         let Self { args, pair, card, progress, mut weights, tokenizer, template } = self;
         let label = label(&device);
         let text = TextOptions::new(Some(tokenizer), &args.decoding.stop)?;
@@ -104,7 +105,14 @@ impl Work for Loaded<'_> {
             proposers: looks_up,
             ..EngineOptions::default()
         };
-        let mut engine = Engine::new(weights.on_device(device)?, mode.policy(), options)?;
+        let without = CostModel::default();
+        let mut engine = Engine::new(weights.on_device(device)?, mode.policy(&without), options)?;
+        if mode == ModeChoice::Auto && !args.decoding.no_probe {
+            let options = ProbeOptions { block_size: args.decoding.block_size, ..ProbeOptions::default() };
+            let key = probe::key(&place, &weights, args.decoding.block_size, 1);
+            let cost = probe::cost_model(&mut engine, &options, &key, || progress.probing())?;
+            engine.set_policy(mode.policy(&cost))?;
+        }
         progress.clear();
         if let Some(label) = label {
             progress.note(&format!("Results are {label}."));

@@ -65,9 +65,15 @@ impl Job<'_> {
         Ok(())
     }
 
-    pub fn run<D: Device>(&self, engine: &mut Engine<D>, observer: &mut dyn Observer) -> Result<()> {
+    /// Runs the requests. With `explain`, stderr gets the policy's explanation of each step.
+    pub fn run<D: Device>(
+        &self,
+        engine: &mut Engine<D>,
+        explain: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let text = || self.text.after(&self.prompt_ids);
-        run::run(engine, self.batch, self.seeds.iter(), |seed| self.request(seed), text, observer)
+        run::run(engine, self.batch, self.seeds.iter(), |seed| self.request(seed), text, explain, observer)
     }
 
     fn request(&self, seed: u64) -> Request {

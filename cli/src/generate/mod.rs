@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions, PromptLookup};
+use flexdraft::decode::{CostModel, Engine, EngineOptions, ProbeOptions, PromptLookup};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::QuantizedWeights;
@@ -29,6 +29,7 @@ use crate::card::Card;
 use crate::device::{self, Work, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, Pair, Weights};
+use crate::probe::{self, Place};
 use crate::progress::Progress;
 use crate::run::{Collect, Sample, mean};
 use crate::surface::Surface;
@@ -97,11 +98,11 @@ impl Work for Loaded<'_> {
         &self.progress
     }
 
-    fn run_on(self, device: impl Device) -> Result<()> {
+    fn run_on(self, device: impl Device, place: Place) -> Result<()> {
         let (json, prompt) = (self.args.json, self.prompt.text.clone());
         let surface = Surface::of_stdout();
         let notes = self.notes(surface);
-        let session = Session::new(self, device)?;
+        let session = Session::new(self, device, &place)?;
         if json {
             return session.json();
         }
@@ -114,6 +115,8 @@ impl Work for Loaded<'_> {
 struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
+    /// What `--mode auto` knows beforehand of the durations of steps.
+    cost: CostModel,
     /// The requested mode, or `ar` without a drafter.
     mode: ModeChoice,
     facts: Facts,
@@ -124,7 +127,7 @@ struct Session<'a, D: Device> {
 }
 
 impl<'a, D: Device> Session<'a, D> {
-    fn new(loaded: Loaded<'a>, device: D) -> Result<Self> {
+    fn new(loaded: Loaded<'a>, device: D, place: &Place) -> Result<Self> {
         let Loaded { args, seeds, pair, card, mut progress, weights, text, prompt } = loaded;
         let (mode, prompt_ids) = (pair.mode(args.decoding.mode), prompt.ids);
         let label = label(&device);
@@ -163,14 +166,24 @@ impl<'a, D: Device> Session<'a, D> {
             looks_up,
             weight_bytes: weights.bytes_a_token(),
         };
-        let mut engine = Engine::new(model, mode.policy(), options)?;
+        let mut engine = Engine::new(model, mode.policy(&CostModel::default()), options)?;
         let processors = args.sampling.processors.processors(config.vocab_size, text.tokenizer.as_deref())?;
         let job = Job { args, prompt_ids, stop_ids, processors, text, looks_up, seeds, batch };
         job.check(&mut engine)?;
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
         }
-        Ok(Self { job, engine, mode, facts, card, progress, label })
+        let mut session =
+            Self { job, engine, cost: CostModel::default(), mode, facts, card, progress, label };
+        let runs_auto = mode == ModeChoice::Auto || !args.json && session.compares();
+        if runs_auto && !args.decoding.no_probe {
+            let options = ProbeOptions { block_size: args.decoding.block_size, ..ProbeOptions::default() };
+            let key = probe::key(place, &weights, args.decoding.block_size, batch);
+            let measuring = || session.progress.probing();
+            session.cost = probe::cost_model(&mut session.engine, &options, &key, measuring)?;
+            session.engine.set_policy(mode.policy(&session.cost))?;
+        }
+        Ok(session)
     }
 
     /// Runs the requested mode and writes JSON Lines.
@@ -178,7 +191,7 @@ impl<'a, D: Device> Session<'a, D> {
         let prompt_ids = &self.job.prompt_ids;
         let mut lines = JsonLines::new(io::stdout().lock(), prompt_ids, &self.progress, self.label)
             .with_logprobs(self.job.args.logprobs.is_some());
-        self.job.run(&mut self.engine, &mut lines)
+        self.job.run(&mut self.engine, self.job.args.decoding.explain, &mut lines)
     }
 
     /// Runs the requested mode and writes its text, then runs the other modes and writes the report.
@@ -189,7 +202,7 @@ impl<'a, D: Device> Session<'a, D> {
         }
         let count = self.job.seeds.count();
         let mut streamer = Streamer::new(surface.stdout(), surface, &self.progress, has_text, prompt, count);
-        self.job.run(&mut self.engine, &mut streamer)?;
+        self.job.run(&mut self.engine, self.job.args.decoding.explain, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
         let steps = samples.iter().flat_map(|sample| &sample.steps);
         let (count, accepted) = steps.fold((0, 0), |(n, sum), step| (n + 1, sum + step.accepted + 1));
@@ -241,9 +254,9 @@ impl<'a, D: Device> Session<'a, D> {
     }
 
     fn collect(&mut self, mode: ModeChoice) -> Result<Vec<Sample>> {
-        self.engine.set_policy(mode.policy())?;
+        self.engine.set_policy(mode.policy(&self.cost))?;
         let mut samples = Collect::default();
-        self.job.run(&mut self.engine, &mut samples)?;
+        self.job.run(&mut self.engine, false, &mut samples)?;
         Ok(samples.into_samples())
     }
 

@@ -19,6 +19,8 @@ pub fn flexdraft(args: &[&str]) -> Command {
     for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
         command.env_remove(variable);
     }
+    // Results of probes stay in the folder of the build, where all tests find them.
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR")).args(args);
     command
 }

@@ -10,6 +10,7 @@ mod json_lines;
 mod loading;
 mod lookup;
 mod orthrus;
+mod probe;
 mod prompting;
 #[cfg(target_os = "linux")]
 mod stand_in;

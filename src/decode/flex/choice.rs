@@ -5,6 +5,7 @@
 //! (fractional programming: Dinkelbach 1967), so the step of the largest worth is the step of the largest rate.
 
 use super::cost::{CostModel, StepShape};
+use crate::decode::explanation::Alternative;
 use crate::layout::GroupSet;
 
 /// A group set leaves out the accepted lengths that are less likely than one of these chances.
@@ -70,6 +71,17 @@ pub(super) enum DraftingWay {
     InPass(f32),
 }
 
+impl DraftingWay {
+    /// Returns the name of the way in explanations.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::None => "no drafts",
+            Self::Apart => "drafts apart",
+            Self::InPass(_) => "drafts in the pass",
+        }
+    }
+}
+
 /// A plan of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct BatchPlan {
@@ -91,6 +103,18 @@ pub(super) struct BatchPlan {
 impl BatchPlan {
     pub(super) fn worth(&self, price: f64) -> f64 {
         self.tokens - price * self.seconds
+    }
+
+    /// Returns the plan's numbers, for explanations.
+    pub(super) fn summary(&self) -> Alternative {
+        Alternative {
+            name: self.drafting.name(),
+            tokens: self.tokens,
+            seconds: self.seconds,
+            candidates: self.shape.candidates,
+            mask_rows: self.shape.mask_rows,
+            draft_rows: self.shape.draft_rows,
+        }
     }
 }
 

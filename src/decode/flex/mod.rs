@@ -21,6 +21,7 @@ use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
 pub use self::cost::{CostModel, StepShape};
 use self::trial::{Budget, Runs};
 use self::value::Drafts;
+use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
 use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
 use crate::layout::GroupSet;
 
@@ -68,16 +69,35 @@ struct Last {
     /// The price of verifying a row, in tokens.
     row_price: f64,
     seconds: f64,
+    /// The price of time in tokens per second.
+    price: f64,
+    /// The plans that were compared, the index of the chosen plan, and the reason.
+    compared: Vec<Alternative>,
+    chosen: usize,
+    reason: Reason,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LastSequence {
     number: u64,
+    choice: Choice,
     confidence: Vec<f32>,
     /// Index of the calibration of the sequence's drafts.
     calibration: usize,
     /// Whether the confidences come from the drafter.
     is_draft: bool,
+}
+
+/// The decision on a step.
+struct PlannedStep {
+    plan: BatchPlan,
+    /// The expected cost in seconds, if the step is a trial.
+    trial: Option<f64>,
+    /// The plans that were compared.
+    compared: Vec<Alternative>,
+    /// Index of the plan among the compared plans.
+    chosen: usize,
+    reason: Reason,
 }
 
 impl Flex {
@@ -104,17 +124,27 @@ impl Policy for Flex {
                 candidate.value = Some(self.drafts.value(view.number, row_price, of_any, most));
             }
         }
-        let (plan, trial) = self.plan(&candidates, price, batch.groups_allowed);
+        let PlannedStep { plan, trial, compared, chosen, reason } =
+            self.plan(&candidates, price, batch.groups_allowed);
         self.runs.add(plan.drafting, candidates.len());
         if let Some(cost) = trial {
             self.budget.begin(cost);
         }
         self.since_drafts = if plan.drafts.contains(&true) { 0 } else { self.since_drafts + 1 };
+        let choice = |(index, view): (usize, &SequenceView<'_>)| Choice {
+            verify_len: plan.verify_lens[index],
+            groups: plan.groups[index],
+            // Without a drafter, a proposal costs nothing.
+            draft: plan.drafts[index] || view.proposes && !view.may_draft,
+        };
+        let choices: Vec<Choice> = views.iter().enumerate().map(choice).collect();
         self.last = Last {
             sequences: views
                 .iter()
-                .map(|view| LastSequence {
+                .zip(&choices)
+                .map(|(view, &choice)| LastSequence {
                     number: view.number,
+                    choice,
                     confidence: if view.reads == 0 { view.confidence.to_vec() } else { Vec::new() },
                     calibration: calibration_of(view),
                     is_draft: view.may_draft,
@@ -122,14 +152,12 @@ impl Policy for Flex {
                 .collect(),
             row_price,
             seconds: plan.seconds,
+            price,
+            compared,
+            chosen,
+            reason,
         };
-        let choice = |index: usize| Choice {
-            verify_len: plan.verify_lens[index],
-            groups: plan.groups[index],
-            // Without a drafter, a proposal costs nothing.
-            draft: plan.drafts[index] || views[index].proposes && !views[index].may_draft,
-        };
-        (0..views.len()).map(choice).collect()
+        choices
     }
 
     fn observe(&mut self, step: &StepView<'_>) {
@@ -168,6 +196,21 @@ impl Policy for Flex {
             self.times.iter().map(|(expected, seen)| (expected / seen - 1.0).abs()).collect();
         errors.sort_by(f64::total_cmp);
         Some(StepTimes { expected_seconds, seconds, median_error: errors[errors.len() / 2] })
+    }
+
+    fn explanation(&self) -> Option<Explanation> {
+        let Last { sequences, price, compared, chosen, reason, .. } = &self.last;
+        let choice = |last: &LastSequence| {
+            let Choice { verify_len, groups, draft } = last.choice;
+            ExplainedChoice { number: last.number, verify_len, groups, draft }
+        };
+        (!sequences.is_empty()).then(|| Explanation {
+            price: *price,
+            alternatives: compared.clone(),
+            chosen: *chosen,
+            reason: *reason,
+            choices: sequences.iter().map(choice).collect(),
+        })
     }
 
     fn name(&self) -> &'static str {
@@ -261,35 +304,44 @@ impl Flex {
         (price, row_price)
     }
 
-    /// Returns the plan of the step, and the expected cost of a trial in seconds if it is one.
-    fn plan(&self, candidates: &[Prospect], price: f64, groups_allowed: bool) -> (BatchPlan, Option<f64>) {
+    /// Returns the decision on the step.
+    fn plan(&self, candidates: &[Prospect], price: f64, groups_allowed: bool) -> PlannedStep {
         let planner = Planner::new(&self.cost, candidates, price);
-        let plans = [
-            planner.without_drafts(),
-            planner.apart(0),
-            if groups_allowed { planner.in_pass() } else { None },
-        ];
-        let best = plans.iter().flatten().max_by(|a, b| a.worth(price).total_cmp(&b.worth(price)));
-        let Some(best) = best else { return (nothing(planner.base(), candidates.len()), None) };
+        let in_pass = if groups_allowed { planner.in_pass() } else { None };
+        let plans: Vec<BatchPlan> =
+            [planner.without_drafts(), planner.apart(0), in_pass].into_iter().flatten().collect();
+        let compared: Vec<Alternative> = plans.iter().map(BatchPlan::summary).collect();
+        let decide = |(chosen, plan): (usize, BatchPlan), trial, reason| {
+            let mut compared = compared.clone();
+            if chosen == compared.len() {
+                compared.push(plan.summary());
+            }
+            PlannedStep { plan, trial, compared, chosen, reason }
+        };
+        let best =
+            plans.iter().enumerate().max_by(|(_, a), (_, b)| a.worth(price).total_cmp(&b.worth(price)));
+        let Some((place, best)) = best else {
+            return decide((0, nothing(planner.base(), candidates.len())), None, Reason::Best);
+        };
         let worth = best.worth(price);
-        for plan in plans.iter().flatten().filter(|plan| plan.drafting != best.drafting) {
+        for (index, plan) in plans.iter().enumerate().filter(|&(index, _)| index != place) {
             let cost = ((worth - plan.worth(price)) / price).max(0.0);
             let of_model = self.cost.error_between(&plan.shape, &best.shape);
             let error = of_model.hypot(self.runs.error(plan.drafting, candidates.len()) * plan.seconds);
             let may_be_better = error > cost;
             let cost = cost.max(plan.seconds - best.seconds);
             if may_be_better && self.budget.allows(cost) {
-                return (plan.clone(), Some(cost));
+                return decide((index, plan.clone()), Some(cost), Reason::UnknownDuration);
             }
         }
         let stale = self.since_drafts >= STALE && best.drafting == DraftingWay::None;
         if stale && let Some(plan) = planner.apart(1) {
             let cost = plan.seconds - best.seconds;
             if self.budget.allows(cost) {
-                return (plan, Some(cost));
+                return decide((plans.len(), plan), Some(cost), Reason::OldDrafts);
             }
         }
-        (best.clone(), None)
+        decide((place, best.clone()), None, Reason::Best)
     }
 }
 
