@@ -13,7 +13,7 @@
 //   type. A buffer of zeros is an absent operand.
 // - The caller owns memory, workspaces and streams. A launch returns without waiting; operands must stay valid, and no
 //   other work may use written operands, until the launch has run. The emulator runs a launch before the call returns.
-// - The library has no global state. Functions may be called from several threads at once, except two calls with the
+// - The functions share no state. Functions may be called from several threads at once, except two calls with the
 //   same FlexdraftPass if one of them changes the pass.
 // - Nothing unwinds out of a function: a panic of the library is the status FLEXDRAFT_PANIC.
 //

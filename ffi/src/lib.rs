@@ -1,5 +1,7 @@
-//! A stable C interface of the kernels, for engines in other languages. The header `include/flexdraft.h` declares it and
-//! has its conventions and the shapes, units and errors of every function.
+//! The kernels for engines in other languages: a stable C interface, and functions of TVM-FFI on DLPack tensors.
+//!
+//! The header `include/flexdraft.h` declares the C interface and has its conventions and the shapes, units and errors of
+//! every function. The module `tvm` describes the functions of TVM-FFI.
 //!
 //! Callers without a GPU open the SIMT emulator, which runs the kernels on the CPU, over host memory, for tests.
 
@@ -14,6 +16,8 @@ mod rows;
 mod sampling;
 mod selection;
 mod status;
+/// cbindgen:ignore
+mod tvm;
 
 pub use acceptance::*;
 pub use attention::*;

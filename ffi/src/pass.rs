@@ -119,10 +119,12 @@ unsafe fn table<'a, T>(name: &str, from: *const T, len: u64) -> Outcome<&'a [T]>
 }
 
 impl FlexdraftSequence {
+    /// Returns the rows in the layout's form; `index` is the number of the sequence, for errors.
+    ///
     /// # Safety
     ///
     /// `pages` is null or readable for `page_count` entries.
-    unsafe fn rows<'a>(&self, index: u64) -> Outcome<SequenceRows<'a>> {
+    pub(crate) unsafe fn rows<'a>(&self, index: u64) -> Outcome<SequenceRows<'a>> {
         let first = size("first_group", self.first_group)?;
         let group = |bit: usize| first.checked_add(bit).ok_or_else(|| Refusal::overflow("first_group"));
         let groups = (0..64).filter(|bit| self.groups >> bit & 1 == 1).map(group);
@@ -136,6 +138,11 @@ impl FlexdraftSequence {
             groups,
         })
     }
+}
+
+/// Returns the division of a cache into pages.
+pub(crate) fn paging(pages: u64, page_size: u64) -> Outcome<Paging> {
+    Ok(Paging { pages: size("pages", pages)?, page_size: size("page_size", page_size)? })
 }
 
 /// The creation of tables for passes of up to `max_batch` sequences with up to `max_pages` pages each.
@@ -242,8 +249,7 @@ pub unsafe extern "C" fn flexdraft_pass_upload(
             unsafe { read(rows.sequences.cast::<u8>().add(offset).cast::<FlexdraftSequence>())?.rows(index) }
         };
         let sequences = (0..count).map(sequence).collect::<Outcome<Vec<_>>>()?;
-        let paging =
-            Paging { pages: size("pages", rows.pages)?, page_size: size("page_size", rows.page_size)? };
+        let paging = paging(rows.pages, rows.page_size)?;
         kernels.run(stream, &Upload { pass, rows: &Pass { sequences }, paging })
     };
     // SAFETY: the caller's promise.

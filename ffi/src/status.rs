@@ -279,7 +279,8 @@ pub(crate) unsafe fn guard(error: *mut FlexdraftError, body: impl FnOnce() -> Ou
     status
 }
 
-fn panicked(payload: Box<dyn Any + Send>) -> Refusal {
+/// Returns the failure of a call that panicked.
+pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Refusal {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
     let text = format!("the library panicked, which is a bug of flexdraft: {text}").replace('\0', " ");

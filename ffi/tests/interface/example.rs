@@ -111,7 +111,7 @@ fn sample(
 }
 
 /// Returns what the example prints, computed by the Rust wrappers.
-fn expected() -> Result<String, KernelError> {
+pub fn expected() -> Result<String, KernelError> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     let (runtime, stream) = (kernels.runtime(), kernels.runtime().stream());
     let mut numbers = Numbers(1);
