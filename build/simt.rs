@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// The emulator's own sources, which are compiled without checks.
-const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
+const HOST: [&str; 5] = ["checks", "fiber", "launch", "launch_order", "ptx"];
 
 /// The two builds of the kernels, without checks and with hooks for checks, and the compiler's options for each build.
 const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];

@@ -11,6 +11,8 @@ and fails if the machine code has one of these properties:
 - a float atomic: the order of its additions, and so the result's bits, would change from run to run;
 - a kernel that is a matrix product (attention over keys and values, the calibrator's W2) without HMMA
   (matrix units) or LDGSTS (asynchronous copies), or a family that should have such a kernel and has none;
+- a kernel for sm_90a without griddepcontrol.wait (ACQBULK) or griddepcontrol.launch_dependents (PREEXIT), or with a
+  load through the read-only cache (LDG.CONSTANT), which nvcc moves across the wait (ptx/griddepcontrol.cuh);
 - more serial loads (serial_loads.py) than the committed table has for the kernel: a thread that waits for one load
   after another, which instruction counts do not show. --accept-rise writes an intended rise to the table;
 - kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file;
@@ -67,6 +69,9 @@ ATOMICS = MIX["atomics"]
 # The kernel of golden/golden.cu that uses wgmma if the architecture has it.
 WGMMA_KERNEL = "golden_wgmma_m64n8k16"
 LOCAL_MEMORY = ["LDL", "STL"]
+# The architecture with programmatic dependent launch, and the instructions of griddepcontrol.
+DEPENDENT_LAUNCH = "sm_90a"
+DEPENDENT_LAUNCH_INSTRUCTIONS = ["ACQBULK", "PREEXIT"]
 
 
 # Shared memory of a launch, by kernel: constants of common/shapes.h with their multiplicities, and additional bytes.
@@ -255,6 +260,12 @@ def problems(family, table, kernels):
             opcode, *modifiers = full.split(".")
             if opcode in ATOMICS and any(re.match(r"(B?F16|F32|F64)", modifier) for modifier in modifiers):
                 found.append(f"{label}: {count} float atomics ({full})")
+        if kernel.architecture == DEPENDENT_LAUNCH:
+            missing = [opcode for opcode in DEPENDENT_LAUNCH_INSTRUCTIONS if not kernel.count(opcode)]
+            if missing:
+                found.append(f"{label}: no {' and no '.join(missing)}")
+            if any(full.startswith("LDG.") and "CONSTANT" in full.split(".") for full in kernel.instructions):
+                found.append(f"{label}: loads that may move across the wait for earlier launches (LDG.CONSTANT)")
         if products and re.match(products, kernel.name):
             missing = [opcode for opcode in MATRIX_INSTRUCTIONS if not kernel.count(opcode)]
             if missing:

@@ -2,6 +2,7 @@
 """Tests that check_device_code.py refuses kernels with one fault each, compiled by nvcc."""
 
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ SCRIPT = CUDA / "check_device_code.py"
 PRELUDE = f"""
 #include "{CUDA}/common/platform.cuh"
 #include "{CUDA}/ptx/cp_async.cuh"
+#include "{CUDA}/ptx/griddepcontrol.cuh"
 #include "{CUDA}/ptx/mma.cuh"
 struct Params {{ const uint32_t* in; float* out; int n; }};
 """
@@ -76,8 +78,14 @@ TWO_LOADS = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in
 CHASE = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[p.in[threadIdx.x]]; }"
 
 
-def check(family, source, *kernels, committed=None, accept=False):
+# A load through the read-only cache, which nvcc may move in front of the wait.
+CONSTANT_LOAD = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = __ldg(p.in + threadIdx.x); }"
+
+
+def check(family, source, *kernels, committed=None, accept=False, waits=True):
     """Returns the script's exit status and output for one source with the given committed table."""
+    if waits:
+        source = re.sub(r"(FLEXDRAFT_KERNEL\([^)]*\) {)", r"\1 wait_for_earlier_launches();", source)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, family, f"{family}.cu")
         path.parent.mkdir()
@@ -312,6 +320,14 @@ class Refusals(unittest.TestCase):
 
     def test_float_atomics(self):
         self.refused("1 float atomics", "norm", FLOAT_ATOMIC, "other")
+
+    def test_kernels_that_do_not_wait_for_earlier_launches(self):
+        status, errors, _ = check("norm", INTEGER_ATOMIC, "other", waits=False)
+        self.assertEqual((status, "other for sm_90a: no ACQBULK and no PREEXIT" in errors), (1, True), errors)
+
+    def test_loads_that_move_across_the_wait(self):
+        status, errors, _ = check("norm", CONSTANT_LOAD, "other")
+        self.assertEqual((status, "other for sm_90a: loads that may move across the wait" in errors), (1, True), errors)
 
     def test_tables_that_differ_from_the_code(self):
         self.refused("other is in the code but not in the table", "norm", INTEGER_ATOMIC, "missing")

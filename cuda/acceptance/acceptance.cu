@@ -15,13 +15,14 @@
 // Registers per thread:
 //
 //   kernel                            sm_80   sm_90a
-//   accept_f32                           76       74
+//   accept_f32                           76       75
 //   accept_bf16                          76       75
 //   accept_block_sums_f32                64       63
 //   accept_block_sums_bf16               62       64
 //   select_drafts                        23       24
 //   follow_verdicts                      15       15
 #include "../common/shapes.h"
+#include "../ptx/griddepcontrol.cuh"
 #include "../sampling/race.cuh"
 #include "rows.cuh"
 #include "selection.cuh"
@@ -198,7 +199,9 @@ FLEXDRAFT_INLINE void write_verdict(const Verification<Logit>& verification, Sto
     const FlexdraftAcceptParams& p = verification.p;
     const FlexdraftVerify& s = verification.sequence;
     int32_t* const committed = p.committed + int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1);
-    for (int32_t i = int32_t(threadIdx.x); i <= FLEXDRAFT_MAX_DRAFTS; i += accept_threads) {
+    static_assert(FLEXDRAFT_MAX_DRAFTS < accept_threads, "a thread per token");
+    const int32_t i = int32_t(threadIdx.x);
+    if (i <= FLEXDRAFT_MAX_DRAFTS) {
         const bool has_bonus = i == stop.accepted && stop.fault == FLEXDRAFT_LOGITS_SOUND;
         committed[i] = i < stop.accepted ? verification.token(i + 1) : (has_bonus ? bonus : -1);
     }
@@ -220,6 +223,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
     Scan& scan = *reinterpret_cast<Scan*>(shared);
     const int32_t chunk = int32_t(blockIdx.x);
+    wait_for_earlier_launches();
     const Verification<Logit> verification = {p, p.sequences[blockIdx.y]};
     if (!verification.exists()) {
         if (chunk == 0 && threadIdx.x == 0) {
@@ -270,6 +274,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
     Scan& scan = *reinterpret_cast<Scan*>(shared);
     const int32_t chunk = int32_t(blockIdx.x);
+    wait_for_earlier_launches();
     const Verification<Logit> verification = {p, p.sequences[blockIdx.y]};
     const FlexdraftVerify& s = verification.sequence;
     if (s.rule != FLEXDRAFT_RULE_BLOCK || int32_t(blockIdx.z) + 1 >= s.drafts || !verification.exists()) return;

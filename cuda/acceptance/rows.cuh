@@ -123,7 +123,7 @@ struct Verification {
     }
 
     // Returns draft token d_i, for i = 1 to v.
-    FLEXDRAFT_METHOD int32_t token(int32_t i) const { return __ldg(p.tokens + sequence.first_token + i - 1); }
+    FLEXDRAFT_METHOD int32_t token(int32_t i) const { return p.tokens[sequence.first_token + i - 1]; }
 
     FLEXDRAFT_METHOD int32_t target_chunks() const { return (p.vocab + FLEXDRAFT_CHUNK - 1) / FLEXDRAFT_CHUNK; }
 

@@ -2,7 +2,7 @@
 // These kernels let a step continue from verdicts that the host has not read.
 #pragma once
 
-#include "../common/platform.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "params.h"
 
 constexpr int32_t selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
@@ -10,6 +10,7 @@ constexpr int32_t selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
 // Writes, for one sequence, the rows of the mask group that makes its next draft, its bonus token and its start
 // position. Grid [drafts], one thread per slot.
 FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
+    wait_for_earlier_launches();
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
                         draft.slots <= FLEXDRAFT_MAX_DRAFTS + 1 && draft.first_draft >= 0 &&
@@ -46,6 +47,7 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
 // threads)], one thread per sequence.
 FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     const int32_t s = int32_t(blockIdx.x) * selection_threads + int32_t(threadIdx.x);
+    wait_for_earlier_launches();
     if (s >= p.batch) return;
     const int32_t index = p.sequences[s];
     bool exists = index >= 0 && index < p.verdict_count;

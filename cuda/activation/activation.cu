@@ -6,6 +6,7 @@
 //   silu_mul                     30       30
 //   silu_add                     36       34
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "params.h"
 
 namespace {
@@ -17,6 +18,7 @@ FLEXDRAFT_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
 // The grid is [rows, chunks of a row / row_threads], because a decode step has few rows with many columns.
 FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     const int64_t row = blockIdx.x, c = int64_t(blockIdx.y) * row_threads + threadIdx.x;
+    wait_for_earlier_launches();
     if (c >= p.cols / 8) return;
     const uint16_t* const x = p.x + row * 2 * p.cols;
     const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
@@ -29,7 +31,8 @@ FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
 // The grid is [rows]: one CTA computes one row.
 FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
-    const int32_t owner = __ldg(p.owner + row);
+    wait_for_earlier_launches();
+    const int32_t owner = p.owner[row];
     if (!row_exists(owner, p.bonus_rows, p.error)) return;
     uint4* const x = chunks(p.x + row * p.cols);
     const uint4* const bonus = chunks(p.bonus + owner * p.cols);

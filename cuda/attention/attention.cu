@@ -24,6 +24,7 @@
 // merge one after the other, so a CTA needs one state besides the state of the split (accumulator.cuh). Spans merge in
 // the binary tree over their absolute index, and a group's own slots come last. The number of splits in an item, and
 // the order in which CTAs take items, change no bit.
+#include "../ptx/griddepcontrol.cuh"
 #include "mainloop.cuh"
 #include "merge.cuh"
 
@@ -38,6 +39,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     static_assert(sizeof(Shared) == SharedBytes, "what the launch asks for");
     auto* const first = reinterpret_cast<int32_t*>(memory + sizeof(Shared));
     const uint32_t base = shared_address(memory);
+    wait_for_earlier_launches();
     plan_items<Shape::rows>(p, first);
     const JointCta<Shape> cta = {
         .p = p,
@@ -99,7 +101,7 @@ FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 //   attention_merge_d64_l5              72       72
 //   attention_merge_d64_l12            128      128
 //   attention_merge_d128_l5             96       96
-//   attention_merge_d128_l12           178      178
+//   attention_merge_d128_l12           178      176
 #define FLEXDRAFT_MERGE(head_dim, levels)                                                                           \
     FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 32 * FLEXDRAFT_MERGE_WARPS, \
                      1) {                                                                                           \

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/shapes.h"
+#include "../ptx/griddepcontrol.cuh"
 #include "state.cuh"
 #include "work_items.cuh"
 
@@ -18,6 +19,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     const int32_t row_index = int32_t(blockIdx.x);
     const int32_t head = int32_t(blockIdx.y * FLEXDRAFT_MERGE_WARPS + threadIdx.x / 32);
     const int32_t lane = int32_t(threadIdx.x % 32);
+    wait_for_earlier_launches();
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);

@@ -28,7 +28,7 @@ FLEXDRAFT_INLINE int32_t page_of(const JointCta<Shape>& cta, const KeyRange& key
     const FlexdraftPagedKv& cache = cta.p.cache;
     const int32_t position = first + cta.compiler_barrier(cta.warp) * Shape::warp_keys;
     if (keys.group_row >= 0 || position >= keys.end) return 0;
-    return __ldg(cache.page_table + cta.shared.item.sequence * cache.page_table_stride + (position >> cta.page_shift));
+    return cache.page_table[cta.shared.item.sequence * cache.page_table_stride + (position >> cta.page_shift)];
 }
 
 // Starts the copies of K and V of the keys from `first` to `first` + 63 into a stage of the ring; this thread's warp

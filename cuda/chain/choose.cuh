@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../common/shapes.h"
+#include "../ptx/griddepcontrol.cuh"
 #include "../sampling/argmax.cuh"
 #include "../sampling/warping.cuh"
 #include "params.h"
@@ -71,6 +72,7 @@ template <typename L>
 FLEXDRAFT_INLINE void choose(const FlexdraftChooseParams& p, unsigned char* shared) {
     uint64_t* const lists = reinterpret_cast<uint64_t*>(shared);
     const int32_t row = int32_t(blockIdx.x), thread = int32_t(threadIdx.x), lane = thread % 32;
+    wait_for_earlier_launches();
     const int32_t index = p.logit_index == nullptr ? row : p.logit_index[row];
     int32_t* const ids = p.ids + int64_t(row) * p.count;
     float* const chosen = p.chosen + int64_t(row) * p.count;

@@ -7,6 +7,7 @@
 
 #include "../common/shapes.h"
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "../sampling/warping.cuh"
 #include "params.h"
 
@@ -25,6 +26,7 @@ template <typename Factor>
 FLEXDRAFT_INLINE void score(const FlexdraftChainScoreParams& p) {
     const int32_t row = int32_t(blockIdx.x), first_before = int32_t(blockIdx.y) * score_tile;
     const int32_t warp = int32_t(threadIdx.x) / 32, lane = int32_t(threadIdx.x) % 32;
+    wait_for_earlier_launches();
     const int32_t owner = p.owners[row];
     if (owner < 0 || owner >= p.drafts) {
         if (threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_ROW));

@@ -6,6 +6,7 @@
 
 #include "../common/shapes.h"
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "../sampling/fixed_exp.cuh"
 #include "../sampling/partials.cuh"
 #include "params.h"
@@ -121,6 +122,7 @@ FLEXDRAFT_INLINE FlexdraftRowStats walk_row(const FlexdraftWalkParams& p, int32_
 
 FLEXDRAFT_INLINE void walk(const FlexdraftWalkParams& p, unsigned char* shared) {
     float* const gumbels = reinterpret_cast<float*>(shared); // [rows of the draft, 32]
+    wait_for_earlier_launches();
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const int32_t thread = int32_t(threadIdx.x), rows = draft.slots - 1, first = draft.first_draft;
     const bool exists = rows >= 0 && rows <= FLEXDRAFT_MAX_DRAFTS && first >= 0 && first <= p.rows - rows;

@@ -22,7 +22,7 @@ FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t r
     int32_t low = 0, high = batch - 1;
     while (low < high) {
         const int32_t middle = (low + high + 1) / 2;
-        if (__ldg(first + middle) <= row) {
+        if (first[middle] <= row) {
             low = middle;
         } else {
             high = middle - 1;
@@ -48,19 +48,18 @@ struct PassRow {
 FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
     PassRow result = {.sequence = -1, .position = 0, .limit = -1, .mask = false};
     if (pass.batch == 0) return result;
-    if (row < __ldg(pass.first_candidate + pass.batch)) {
+    if (row < pass.first_candidate[pass.batch]) {
         const int32_t sequence = owner_of(pass.first_candidate, pass.batch, row);
         result.sequence = sequence;
-        result.position = candidate_limit(__ldg(pass.start + sequence), row - __ldg(pass.first_candidate + sequence));
+        result.position = candidate_limit(pass.start[sequence], row - pass.first_candidate[sequence]);
         result.limit = result.position;
-    } else if (row < __ldg(pass.first_mask + pass.batch)) {
+    } else if (row < pass.first_mask[pass.batch]) {
         const int32_t sequence = owner_of(pass.first_mask, pass.batch, row);
-        const int32_t place = row - __ldg(pass.first_mask + sequence);
-        const int32_t slots = __ldg(pass.slots + sequence);
-        const int32_t group =
-            __ldg(pass.first_group + sequence) + nth_bit(__ldg(pass.groups + sequence), place / slots);
+        const int32_t place = row - pass.first_mask[sequence];
+        const int32_t slots = pass.slots[sequence];
+        const int32_t group = pass.first_group[sequence] + nth_bit(pass.groups[sequence], place / slots);
         result.sequence = sequence;
-        result.limit = group_limit(__ldg(pass.start + sequence), group);
+        result.limit = group_limit(pass.start[sequence], group);
         result.position = result.limit + 1 + place % slots;
         result.mask = true;
     }
@@ -82,14 +81,14 @@ struct SequenceRows {
 
 FLEXDRAFT_INLINE SequenceRows sequence_rows(const FlexdraftPass& pass, int32_t index) {
     SequenceRows sequence;
-    sequence.start = __ldg(pass.start + index);
-    sequence.candidates = __ldg(pass.candidates + index);
-    sequence.slots = __ldg(pass.slots + index);
-    sequence.groups = __ldg(pass.groups + index);
-    sequence.first_group = __ldg(pass.first_group + index);
+    sequence.start = pass.start[index];
+    sequence.candidates = pass.candidates[index];
+    sequence.slots = pass.slots[index];
+    sequence.groups = pass.groups[index];
+    sequence.first_group = pass.first_group[index];
     sequence.rows = sequence.candidates + __popcll(sequence.groups) * sequence.slots;
-    sequence.first_candidate = __ldg(pass.first_candidate + index);
-    sequence.first_mask = __ldg(pass.first_mask + index);
+    sequence.first_candidate = pass.first_candidate[index];
+    sequence.first_mask = pass.first_mask[index];
     const int32_t last_bit = 63 - __clzll(int64_t(sequence.groups));
     const int32_t groups_end = sequence.groups == 0 ? 0 : sequence.first_group + last_bit + 1;
     sequence.length = sequence.rows == 0 ? 0 : sequence.start + max(sequence.candidates, groups_end);

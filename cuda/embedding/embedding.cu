@@ -7,6 +7,7 @@
 //   embed                        28       28
 //   gather                       28       28
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "params.h"
 
 namespace {
@@ -22,7 +23,8 @@ FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols
 
 FLEXDRAFT_KERNEL(embed, FlexdraftEmbedParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
-    const int32_t id = __ldg(p.ids + row);
+    wait_for_earlier_launches();
+    const int32_t id = p.ids[row];
     const bool valid = id >= 0 && id < p.vocab;
     if (!valid && threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_TOKEN));
     copy_row(valid ? p.table + id * p.cols : nullptr, p.out + row * p.cols, p.cols);
@@ -30,7 +32,8 @@ FLEXDRAFT_KERNEL(embed, FlexdraftEmbedParams, row_threads, 4) {
 
 FLEXDRAFT_KERNEL(gather, FlexdraftGatherParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
-    const int32_t index = __ldg(p.indices + row);
+    wait_for_earlier_launches();
+    const int32_t index = p.indices[row];
     const bool valid = row_exists(index, p.x_rows, p.error);
     copy_row(valid ? p.x + index * p.cols : nullptr, p.out + row * p.cols, p.cols);
 }

@@ -3,17 +3,28 @@
 // Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
-//   rms_norm                     69       72
+//   rms_norm                     99      102
 //   add                          24       24
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "params.h"
 
 namespace {
 
 constexpr int32_t norm_threads = FLEXDRAFT_NORM_THREADS;
 constexpr int32_t norm_warps = norm_threads / 32;
-constexpr int32_t norm_held = 4; // chunks of a row that a thread keeps
+constexpr int32_t norm_held = 4; // chunks of a row that a thread keeps, with their weights
 static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the launch asks for");
+
+// The weights of a chunk of eight elements.
+struct ChunkWeights {
+    float4 low, high;
+};
+
+FLEXDRAFT_INLINE ChunkWeights load_weights(const float* weight, int64_t c) {
+    const float4* const at = reinterpret_cast<const float4*>(weight) + 2 * c;
+    return {at[0], at[1]};
+}
 
 } // namespace
 
@@ -26,6 +37,13 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     const int64_t end = p.cols / 8;
     uint4* const x = chunks(p.x + first);
     const uint4* const deltas = p.delta != nullptr ? chunks(p.delta + first) : nullptr;
+    ChunkWeights weights[norm_held] = {};
+#pragma unroll
+    for (int32_t i = 0; i < norm_held; ++i) {
+        const int64_t c = i * norm_threads + threadIdx.x;
+        if (c < end) weights[i] = load_weights(p.weight, c);
+    }
+    wait_for_earlier_launches();
     uint4 held[norm_held];
     float sum = 0.0f;
     for (int64_t block = 0; block < end; block += norm_held * norm_threads) {
@@ -63,27 +81,29 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
 #pragma unroll
     for (int32_t w = 0; w < norm_warps; ++w) total += partial[w];
     const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
-    const auto norm = [&](uint4 value, int64_t c) {
+    const auto norm = [&](uint4 value, const ChunkWeights& weight, int64_t c) {
         Eight values = unpack(value);
-        const float4 low = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c);
-        const float4 high = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c + 1);
-        const float weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        const float factors[8] = {weight.low.x,  weight.low.y,  weight.low.z,  weight.low.w,
+                                  weight.high.x, weight.high.y, weight.high.z, weight.high.w};
 #pragma unroll
-        for (int32_t j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * weights[j];
+        for (int32_t j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * factors[j];
         chunks(p.out + first)[c] = pack(values);
     };
 #pragma unroll
     for (int32_t i = 0; i < norm_held; ++i) {
         const int64_t c = i * norm_threads + threadIdx.x;
-        if (c < end) norm(held[i], c);
+        if (c < end) norm(held[i], weights[i], c);
     }
     // No barrier is needed, because this thread itself wrote the chunks that it now reads.
-    for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) norm(x[c], c);
+    for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) {
+        norm(x[c], load_weights(p.weight, c), c);
+    }
 }
 
 // The grid is [chunks / row_threads]: one thread adds one chunk of eight elements.
 FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
     const int64_t c = int64_t(blockIdx.x) * row_threads + threadIdx.x;
+    wait_for_earlier_launches();
     if (c >= p.chunks) return;
     Eight values = unpack(chunks(p.x)[c]);
     const Eight delta = unpack(chunks(p.delta)[c]);

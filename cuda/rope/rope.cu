@@ -4,12 +4,13 @@
 // Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
-//   rope_table                   26       29
+//   rope_table                   30       31
 //   norm_rope_append_d64         25       24
-//   norm_rope_append_d128        28       26
+//   norm_rope_append_d128        30       28
 #include "../common/rows.cuh"
 #include "../common/trigonometry.cuh"
 #include "../common/vectors.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "params.h"
 
 namespace {
@@ -61,15 +62,24 @@ struct Head {
         store(high, head + half, lane);
     }
 
-    FLEXDRAFT_METHOD void norm(const float* weight, float eps, int32_t lane) {
+    // Loads the head's factors of a norm, which no kernel writes.
+    FLEXDRAFT_METHOD void load_factors(const float* weight, int32_t lane) {
+#pragma unroll
+        for (int32_t i = 0; i < Pairs; ++i) {
+            low[i] = weight[lane * Pairs + i];
+            high[i] = weight[half + lane * Pairs + i];
+        }
+    }
+
+    FLEXDRAFT_METHOD void norm(const Head& factors, float eps) {
         float sum = 0.0f;
 #pragma unroll
         for (int32_t i = 0; i < Pairs; ++i) sum = fmaf(high[i], high[i], fmaf(low[i], low[i], sum));
         const float scale = 1.0f / sqrtf(warp_sum(sum) / float(2 * half) + eps);
 #pragma unroll
         for (int32_t i = 0; i < Pairs; ++i) {
-            low[i] = low[i] * scale * __ldg(weight + lane * Pairs + i);
-            high[i] = high[i] * scale * __ldg(weight + half + lane * Pairs + i);
+            low[i] = low[i] * scale * factors.low[i];
+            high[i] = high[i] * scale * factors.high[i];
         }
     }
 
@@ -91,17 +101,20 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     const int32_t row = p.first_row + int32_t(blockIdx.x);
     const int32_t head = int32_t(blockIdx.y * row_warps + threadIdx.x / 32);
     const int32_t lane = int32_t(threadIdx.x % 32);
+    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
+    const float* const weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
+    Head<Pairs> factors = {};
+    if (weight != nullptr) factors.load_factors(weight, lane);
+    wait_for_earlier_launches();
     if (head >= p.q_heads + 2 * p.kv_heads) return;
     const PassRow place = pass_row(p.pass, row);
     if (place.sequence < 0) return;
-    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
     if (is_v && place.mask) return;
     uint16_t* const in_place = p.qkv + row * p.qkv_stride + int64_t(head) * head_dim;
     Head<Pairs> values;
     values.load(in_place, lane);
     if (!is_v) {
-        const float* const weight = is_q ? p.q_norm : p.k_norm;
-        if (weight != nullptr) values.norm(weight, p.eps, lane);
+        if (weight != nullptr) values.norm(factors, p.eps);
         values.turn(p.cos_sin + int64_t(row) * head_dim, lane);
     }
     // The heads of q and of mask rows change in place; the k and v of candidate rows go to the cache only, where
@@ -112,7 +125,7 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     }
     const FlexdraftPagedKv& cache = p.cache;
     const int64_t entry = place.sequence * cache.page_table_stride + place.position / cache.page_size;
-    const int32_t page = __ldg(cache.page_table + entry);
+    const int32_t page = cache.page_table[entry];
     if (page < 0 || page >= cache.pages) {
         if (lane == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PAGE));
         return;
@@ -130,13 +143,16 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
 
 // The grid is [rows]: one CTA computes the rotations of one row.
 FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4) {
-    const int32_t row = int32_t(blockIdx.x);
+    const int32_t row = int32_t(blockIdx.x), first = int32_t(threadIdx.x);
+    const float first_frequency = first < p.half_dim ? p.inv_freq[first] : 0.0f;
+    wait_for_earlier_launches();
     const PassRow place = pass_row(p.pass, row);
-    for (int32_t i = int32_t(threadIdx.x); i < p.half_dim; i += FLEXDRAFT_ROPE_THREADS) {
+    for (int32_t i = first; i < p.half_dim; i += FLEXDRAFT_ROPE_THREADS) {
+        const float frequency = i == first ? first_frequency : p.inv_freq[i];
         float2 turn = make_float2(0.0f, 0.0f);
         if (place.sequence >= 0) {
             // The angle is rounded to f32, as the Python library transformers rounds it.
-            turn = cos_sin(float(place.position) * __ldg(p.inv_freq + i));
+            turn = cos_sin(float(place.position) * frequency);
             turn = make_float2(turn.x * p.scale, turn.y * p.scale);
         }
         reinterpret_cast<float2*>(p.cos_sin)[int64_t(row) * p.half_dim + i] = turn;

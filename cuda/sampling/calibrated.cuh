@@ -5,14 +5,16 @@
 //
 // One CTA owns `Tile` ids. The rows of W2 for these ids are copied to shared memory once, in slices along the rank, and
 // stay there while all rows of the launch are computed in blocks of `RowBlock`. The slices of u go through a ring of
-// cp.async stages that does not stop between blocks; the slices of W2 are copied with those for the first block. The
-// logits of a block are loaded into registers before its product, so they arrive while the product is computed.
+// cp.async stages that does not stop between blocks; the slices of W2 are copied with those for the first block, and the
+// first of them already in the prologue (ptx/griddepcontrol.cuh), because no kernel writes W2. The logits of a block are
+// loaded into registers before its product, so they arrive while the product is computed.
 //
 // Each element of W2 · u is one chain of sums along the rank, so a row has the same bits in any tile, block or batch.
 #pragma once
 
 #include "../common/shapes.h"
 #include "../ptx/cp_async.cuh"
+#include "../ptx/griddepcontrol.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
 #include "partials.cuh"
@@ -145,13 +147,19 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     uint32_t weight_to = weights + weight_copies.place(weight_row);
     const uint32_t first_stage = ring + u_copies.place(ring_row_bytes);
     uint32_t stage_to = first_stage;
-    int32_t next_slice = 0, next_block = 0;
-    const auto fetch = [&]() {
-        if (next_block < row_blocks) {
-            u_copies.copy(stage_to, ring_row_bytes, p.rank);
-            if (next_block == 0) weight_copies.copy(weight_to, weight_row, p.rank);
-        }
+    int32_t weight_slices_left = slices;
+    const auto fetch_weights = [&]() {
+        if (weight_slices_left > 0) weight_copies.copy(weight_to, weight_row, p.rank);
         weight_to += 2 * slice_size;
+        --weight_slices_left;
+    };
+#pragma unroll 1
+    for (int32_t step = 0; step < stages - 1; ++step) fetch_weights();
+    wait_for_earlier_launches();
+    int32_t next_slice = 0, next_block = 0;
+    const auto fetch = [&](bool with_weights) {
+        if (next_block < row_blocks) u_copies.copy(stage_to, ring_row_bytes, p.rank);
+        if (with_weights) fetch_weights();
         stage_to += ring_stage_bytes;
         if (stage_to == first_stage + stages * ring_stage_bytes) stage_to = first_stage;
         if (++next_slice == slices) {
@@ -163,7 +171,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         cp_async_commit();
     };
 #pragma unroll 1
-    for (int32_t step = 0; step < stages - 1; ++step) fetch();
+    for (int32_t step = 0; step < stages - 1; ++step) fetch(false);
 
     // The row of a matrix in shared memory whose address this lane passes to ldmatrix. For W2: ids 0 to 7 and 8 to 15
     // at column k, then the same ids at k + 8. For u: rows 0 to 7 at k and at k + 8, then rows 8 to 15.
@@ -193,7 +201,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
             cp_async_wait<stages - 2>();
             // Before this barrier, all threads have read the stage of the ring that is filled next.
             __syncthreads();
-            fetch();
+            fetch(true);
             const uint32_t b_slice = b_row + stage;
             stage += ring_stage_bytes;
             if (stage == stages * ring_stage_bytes) stage = 0;

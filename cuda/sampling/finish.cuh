@@ -4,6 +4,7 @@
 // it is cut afterwards, and its token is drawn again among the ids that are kept.
 #pragma once
 
+#include "../ptx/griddepcontrol.cuh"
 #include "truncate.cuh"
 
 // The best vocabulary id that a thread has seen, with its logit.
@@ -83,6 +84,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
     FinishShared& s = *reinterpret_cast<FinishShared*>(shared);
     const int32_t row = int32_t(blockIdx.x), thread = int32_t(threadIdx.x);
     uint32_t error = 0;
+    wait_for_earlier_launches();
     const int32_t source = logits_row(p, row);
     FlexdraftRowStats stats = {};
     if (source < 0) {

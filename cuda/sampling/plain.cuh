@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/shapes.h"
+#include "../ptx/griddepcontrol.cuh"
 #include "edits.cuh"
 
 constexpr int32_t plain_warps = FLEXDRAFT_PLAIN_WARPS;
@@ -15,6 +16,7 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
     constexpr int32_t groups = FLEXDRAFT_CHUNK / (4 * 32);
     const int32_t row = int32_t(blockIdx.x);
     const int32_t chunk = int32_t(blockIdx.y) * plain_warps + int32_t(threadIdx.x) / 32;
+    wait_for_earlier_launches();
     const int32_t source = logits_row(p, row);
     if (source < 0 || chunk >= p.chunks) return;
 

@@ -25,6 +25,7 @@
 #include "emulator.h"
 #include "fiber.h"
 #include "launch.h"
+#include "launch_order.h"
 
 extern "C" char __executable_start;
 extern "C" char _end;
@@ -276,6 +277,7 @@ void checks_atomic(const void* at, size_t bytes) {
     }
     if (region->region->writable == 0)
         fail("an atomic on `%.*s`, which is only read", int(region->region->name_bytes), region->region->name);
+    order_access(c.thread, name_of(*region->region), address, bytes, true);
     count(*region, false, address - region->region->address, bytes);
     count(*region, true, address - region->region->address, bytes);
     std::vector<Published>& word = c.published[at];
@@ -303,6 +305,7 @@ void checks_access(const void* at, size_t bytes, bool write) {
         const uint64_t offset = address - r.address;
         if (r.bytes - offset < bytes) outside(c, address + bytes - 1, bytes, write);
         if (write && r.writable == 0) fail("a write to `%.*s`, which is only read", int(r.name_bytes), r.name);
+        order_access(c.thread, name_of(r), address, bytes, write);
         count(*region, write, offset, bytes);
         if (r.writable != 0) watch(c, region->shadow, name_of(r), offset, bytes, write, true);
         return;
@@ -313,6 +316,16 @@ void checks_access(const void* at, size_t bytes, bool write) {
     if (!write && within(&coordinates, sizeof coordinates)) return;
     if (!write && within(&__executable_start, uint64_t(&_end - &__executable_start))) return;
     outside(c, address, bytes, write);
+}
+
+void checks_copy_issue(const void* from, size_t bytes) {
+    if (active == nullptr || bytes == 0) return;
+    Checks& c = *active;
+    const auto address = reinterpret_cast<uint64_t>(from);
+    // An address outside of the operands is reported when the copy happens.
+    if (Region* const region = region_of(c, address)) {
+        order_access(c.thread, name_of(*region->region), address, bytes, false);
+    }
 }
 
 void checks_copy_begin(const unsigned char* to, size_t bytes) {

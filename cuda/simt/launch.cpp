@@ -19,6 +19,7 @@
 #include "checks.h"
 #include "emulator.h"
 #include "fiber.h"
+#include "launch_order.h"
 
 namespace simt {
 
@@ -197,6 +198,7 @@ bool run_cta(Machine& m) {
     m.ended = m.at_barrier = m.predicates = 0;
     m.queue_first = m.queue_len = 0;
     checks_cta(m.shared, shared_bytes, m.thread_count);
+    order_cta_begin(m.thread_count);
     for (uint32_t t = 0; t < m.thread_count; ++t) {
         Thread& thread = m.threads[t];
         if (!thread.fiber.map()) {
@@ -211,6 +213,7 @@ bool run_cta(Machine& m) {
     m.current = max_cta_threads;
     switch_fiber(m.main, next_fiber(m));
     if (m.error.empty() && m.ended != m.thread_count) m.error = deadlock(m);
+    order_cta_end();
     return m.error.empty();
 }
 
@@ -286,6 +289,7 @@ uint32_t shared_address(const void* pointer) {
 
 void copy_async(uint32_t shared, const void* global, uint32_t source_bytes) {
     Machine& m = *running;
+    checks_copy_issue(global, source_bytes);
     if (source_bytes > 16) fail("cp.async: %u source bytes of 16", source_bytes);
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
         fail("cp.async: global address %p is not a multiple of 16", global);
@@ -294,6 +298,8 @@ void copy_async(uint32_t shared, const void* global, uint32_t source_bytes) {
     m.threads[m.current].open.push_back(copy);
     if (m.launch->late_copies == 0) perform(copy);
 }
+
+void wait_for_earlier_launches() { order_wait(running->current); }
 
 void copy_commit() {
     Thread& self = running->threads[running->current];
@@ -356,6 +362,7 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
     coordinates.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     coordinates.thread = {0, 0, 0};
     checks_launch(launch);
+    order_begin(launch);
     const uint64_t ctas = uint64_t(launch->grid[0]) * launch->grid[1] * launch->grid[2];
     for (uint64_t i = 0; i < ctas; ++i) {
         // Odd seeds run the CTAs in reverse order, because no kernel may rely on their order.
@@ -365,11 +372,13 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
         if (!run_cta(m)) {
             const Index block = coordinates.block;
             checks_end();
+            order_end();
             return report(1, "CTA (" + std::to_string(block.x) + ", " + std::to_string(block.y) + ", " +
                                  std::to_string(block.z) + "), " + m.error);
         }
     }
     checks_end();
+    order_end();
     return 0;
 }
 

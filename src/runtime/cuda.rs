@@ -1,6 +1,7 @@
 //! The CUDA runtime: runs kernels on a GPU through the CUDA driver.
 
 mod graphs;
+mod launching;
 mod memory;
 mod page_locked;
 
@@ -14,10 +15,11 @@ use cudarc::driver::sys::{
     CUpointer_attribute as PointerAttribute, CUresult, CUstream, CUstreamCaptureStatus as CaptureStatus,
     cuPointerGetAttributes,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DriverError, result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use self::graphs::GraphQueue;
+use self::launching::LaunchShape;
 use super::view::cuda_queue;
 use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, Staging, View, ViewMut};
 
@@ -57,6 +59,8 @@ pub struct Cuda {
     limits: Limits,
     /// The queue that makes graphs of launches, if they are wanted.
     queue: Option<Arc<GraphQueue>>,
+    /// Whether launches may begin before the launches in front of them have ended.
+    dependent: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,8 @@ struct LoadedKernel {
     function: CudaFunction,
     /// The largest dynamic shared memory that one of the kernel's CTAs may have, in bytes.
     shared_bytes: u32,
+    /// Whether the loaded code waits for earlier launches.
+    waits: bool,
 }
 
 impl Cuda {
@@ -124,10 +130,11 @@ impl Cuda {
                 })?;
                 let shared_bytes = allow_shared_memory(&function, opt_in)?;
                 limits.shared_bytes_per_cta = limits.shared_bytes_per_cta.min(shared_bytes);
-                kernels.insert(name, LoadedKernel { function, shared_bytes });
+                let waits = launching::waits_for_earlier_launches(&function)?;
+                kernels.insert(name, LoadedKernel { function, shared_bytes, waits });
             }
         }
-        Ok(Cuda { context: context.clone(), kernels, limits, queue: None })
+        Ok(Cuda { context: context.clone(), kernels, limits, queue: None, dependent: false })
     }
 
     /// Returns the kernel of a launch on a stream of `context`, if it can be launched there.
@@ -142,6 +149,12 @@ impl Cuda {
             return Err(RuntimeError::SharedMemory { kernel: name, needed, allowed });
         }
         Ok(kernel)
+    }
+
+    /// Returns the shape of a launch of `kernel`.
+    fn shape(&self, kernel: &LoadedKernel, launch: &Launch<'_>) -> LaunchShape {
+        let &Launch { grid, threads, shared_bytes, .. } = launch;
+        LaunchShape { grid, threads, shared_bytes, dependent: self.dependent && kernel.waits }
     }
 
     /// Launches a kernel on a stream of `context`.
@@ -159,22 +172,11 @@ impl Cuda {
         let kernel = self.checked(context, launch)?;
         let failed = |error: DriverError| RuntimeError::Launch { kernel: name, error: error.into() };
         self.context.bind_to_thread().map_err(failed)?;
-        // The driver copies the parameter struct, which is the kernel's only parameter, before it returns.
-        let mut params = [launch.params.cast_mut()];
+        let (function, shape) = (kernel.function.cu_function(), self.shape(kernel, launch));
         // SAFETY: the function and its module live in `self`, in the context just bound, which is the
         // stream's context. The caller promises that the stream is alive, that the struct belongs to the
         // kernel, and that its pointers stay valid.
-        unsafe {
-            result::launch_kernel(
-                kernel.function.cu_function(),
-                launch.grid.into(),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                stream,
-                &mut params,
-            )
-        }
-        .map_err(failed)
+        unsafe { launching::launch(function, stream, shape, launch.params.cast_mut()) }.map_err(failed)
     }
 }
 
@@ -188,6 +190,19 @@ impl Cuda {
     #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) unsafe fn with_graphs(mut self, stream: &Arc<CudaStream>) -> Self {
         self.queue = Some(Arc::new(GraphQueue::new(stream)));
+        self
+    }
+
+    /// Returns the same kernels, whose launches may begin before the launches in front of them have ended, on GPUs that
+    /// can do this (compute capability 9.0). Each kernel waits for earlier launches before it reads what they write.
+    ///
+    /// # Safety
+    ///
+    /// No kernel writes an operand that kernels read before they wait: the weights of norms, the frequencies of rotary
+    /// embeddings, and the calibrator's last layer. Copies may write these operands.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
+    pub(crate) unsafe fn with_dependent_launches(mut self) -> Self {
+        self.dependent = true;
         self
     }
 
@@ -424,10 +439,11 @@ impl Runtime for Cuda {
 
     unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         if let Some(queue) = self.queue_of(stream) {
-            let function = self.checked(stream.context(), launch)?.function.cu_function();
+            let kernel = self.checked(stream.context(), launch)?;
+            let (function, shape) = (kernel.function.cu_function(), self.shape(kernel, launch));
             // SAFETY: the caller makes the promise about the launch; parameter structs have no padding. `with_graphs`'s
             // caller promised that the operands are memory of this runtime, whose drop finishes gathered work.
-            if unsafe { queue.launch(function, launch) }? {
+            if unsafe { queue.launch(function, shape, launch) }? {
                 return Ok(());
             }
         }

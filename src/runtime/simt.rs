@@ -3,13 +3,17 @@
 //! It tests the kernels on machines without a GPU, and is far too slow for anything else. Device memory is
 //! host memory, and operands are slices. A launch runs to its end at once, on the calling thread.
 
+mod ffi;
+mod order;
+
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Access, Element, Launch, Limits, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
+use self::order::LaunchOrder;
+use super::{Element, Launch, Limits, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
 /// The checks that the SIMT emulator makes while a kernel runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -77,6 +81,8 @@ pub struct Simt {
     traffic: Mutex<Vec<Traffic>>,
     calls: Mutex<Calls>,
     recording: Mutex<Option<Recording>>,
+    /// The history of launches, if their order is checked.
+    order: Option<Mutex<LaunchOrder>>,
 }
 
 /// Recorded launches with their parameters: the counterpart of a captured CUDA graph. Like a graph, a
@@ -192,13 +198,60 @@ impl Simt {
 
     fn with_limits(options: SimtOptions, limits: Limits, context: u64) -> Self {
         let (traffic, calls, recording) = Default::default();
-        Simt { options, limits, context, traffic, calls, recording }
+        Simt { options, limits, context, traffic, calls, recording, order: None }
+    }
+
+    /// Returns the same emulator, on which a launch may begin before the launches in front of it have ended, as with
+    /// programmatic dependent launch on a GPU. The emulator still runs one launch after the other. With
+    /// [`Checking::Accesses`], a launch fails if it accesses memory that a launch in front may not have finished with:
+    /// before it waited for earlier launches, or because a launch between the two did not wait. Allocations and copies are
+    /// full barriers.
+    #[must_use]
+    pub fn with_dependent_launches(mut self) -> Self {
+        let checked = self.options.checking == Checking::Accesses;
+        self.order = checked.then(LaunchOrder::new).flatten().map(Mutex::new);
+        self
+    }
+
+    /// Notes that all earlier launches have ended, as after a wait of the host, for the check of
+    /// [dependent launches](Self::with_dependent_launches).
+    pub fn full_barrier(&self) {
+        if let Some(mut order) = self.order() {
+            order.barrier();
+        }
+    }
+
+    /// Notes a launch of another library, which began with a full barrier and uses these regions, for the check of
+    /// [dependent launches](Self::with_dependent_launches).
+    pub fn foreign_launch(&self, regions: &[Region]) {
+        if let Some(mut order) = self.order() {
+            order.launch(&regions.iter().map(ffi::CheckedRegion::new).collect::<Vec<_>>());
+        }
+    }
+
+    fn order(&self) -> Option<MutexGuard<'_, LaunchOrder>> {
+        self.order.as_ref().map(|order| order.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs a launch that begins when all launches in front of it have ended.
+    ///
+    /// # Safety
+    ///
+    /// The promises of [`Runtime::launch`].
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Runtime::launch`].
+    pub unsafe fn launch_after_all(&self, launch: &Launch<'_>) -> Result<(), RuntimeError> {
+        self.full_barrier();
+        // SAFETY: the caller makes this promise.
+        unsafe { self.launch(&self.stream(), launch) }
     }
 
     /// Returns the same emulator with other limits.
     #[must_use]
     pub fn limited(self, limits: Limits) -> Self {
-        Self::with_limits(self.options, limits, self.context)
+        Simt { order: self.order, ..Self::with_limits(self.options, limits, self.context) }
     }
 
     /// Returns the stream of this emulator.
@@ -339,6 +392,7 @@ impl Runtime for Simt {
     }
 
     fn allocate<T: Element>(&self, _: &SimtStream, len: usize) -> Result<Vec<T>, RuntimeError> {
+        self.full_barrier();
         self.calls().allocations += 1;
         let mut memory = Vec::new();
         let reserved = memory.try_reserve_exact(len);
@@ -355,6 +409,7 @@ impl Runtime for Simt {
         to: &mut Vec<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
+        self.full_barrier();
         let mut calls = self.calls();
         calls.uploads += 1;
         calls.uploaded_bytes += size_of_val(from) as u64;
@@ -372,6 +427,7 @@ impl Runtime for Simt {
         first: usize,
         to: &mut [T],
     ) -> Result<(), RuntimeError> {
+        self.full_barrier();
         self.calls().downloads += 1;
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
@@ -387,6 +443,7 @@ impl Runtime for Simt {
         to: &mut Vec<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
+        self.full_barrier();
         let mut calls = self.calls();
         calls.copies += 1;
         calls.copied_bytes += (range.len() * size_of::<T>()) as u64;
@@ -412,21 +469,9 @@ impl Runtime for Simt {
             recording.launches.push(unsafe { Recorded::new(launch) });
         }
         let checked = self.options.checking == Checking::Accesses;
-        let mut regions: Vec<ffi::CheckedRegion> = launch
-            .regions
-            .iter()
-            .map(|region| ffi::CheckedRegion {
-                name: region.name.as_ptr(),
-                name_bytes: region.name.len() as u64,
-                address: region.address,
-                bytes: region.bytes,
-                writable: u64::from(region.access == Access::Write),
-                read: 0,
-                written: 0,
-                read_total: 0,
-                written_total: 0,
-            })
-            .collect();
+        let mut regions: Vec<ffi::CheckedRegion> =
+            launch.regions.iter().map(ffi::CheckedRegion::new).collect();
+        let mut order = self.order();
         let mut request = ffi::EmulatedLaunch {
             kernel: launch.kernel.as_ptr(),
             kernel_bytes: launch.kernel.len() as u64,
@@ -434,17 +479,20 @@ impl Runtime for Simt {
             regions: regions.as_mut_ptr(),
             region_count: regions.len() as u64,
             seed: self.options.schedule,
+            history: order.as_mut().map_or(std::ptr::null_mut(), |order| order.as_ptr()),
             grid: launch.grid,
             threads: launch.threads,
             shared_bytes: launch.shared_bytes,
             checked: u32::from(checked),
             late_copies: u32::from(self.options.copies == Copies::Late),
+            dependent: u32::from(order.is_some()),
         };
         let mut message = [0u8; 1024];
         // SAFETY: names and regions live until the call returns; the caller makes the promise about `params`.
         let code = unsafe {
             ffi::flexdraft_simt_launch(&raw mut request, message.as_mut_ptr(), message.len() as u64)
         };
+        drop(order);
         match code {
             0 => {}
             2 => return Err(RuntimeError::NoKernel(launch.kernel)),
@@ -465,57 +513,5 @@ impl Runtime for Simt {
             }));
         }
         Ok(())
-    }
-}
-
-/// The functions and structs that `cuda/simt/launch.h` declares.
-mod ffi {
-    use std::ffi::{c_char, c_int, c_void};
-    use std::mem::offset_of;
-
-    #[repr(C)]
-    pub struct CheckedRegion {
-        pub name: *const u8,
-        pub name_bytes: u64,
-        pub address: u64,
-        pub bytes: u64,
-        pub writable: u64,
-        pub read: u64,
-        pub written: u64,
-        pub read_total: u64,
-        pub written_total: u64,
-    }
-
-    #[repr(C)]
-    pub struct EmulatedLaunch {
-        pub kernel: *const u8,
-        pub kernel_bytes: u64,
-        pub params: *const c_void,
-        pub regions: *mut CheckedRegion,
-        pub region_count: u64,
-        pub seed: u64,
-        pub grid: [u32; 3],
-        pub threads: u32,
-        pub shared_bytes: u32,
-        pub checked: u32,
-        pub late_copies: u32,
-    }
-
-    // Assertions in `cuda/simt/launch.h` check the same layout of the two structs.
-    const _: () = assert!(size_of::<CheckedRegion>() == 72 && offset_of!(CheckedRegion, written_total) == 64);
-    const _: () = assert!(
-        size_of::<EmulatedLaunch>() == 80
-            && offset_of!(EmulatedLaunch, grid) == 48
-            && offset_of!(EmulatedLaunch, late_copies) == 72
-    );
-
-    unsafe extern "C" {
-        pub fn flexdraft_simt_launch(launch: *mut EmulatedLaunch, message: *mut u8, capacity: u64) -> c_int;
-        pub fn flexdraft_simt_kernel(
-            name: *const u8,
-            name_bytes: u64,
-            params_bytes: *mut u32,
-            threads: *mut u32,
-        ) -> *const c_char;
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of the SIMT emulator: it runs kernels as a GPU does, and finds planted bugs.
 
+mod dependent_launches;
 mod host;
 #[cfg(flexdraft_simt_sanitized)]
 mod sanitizers;

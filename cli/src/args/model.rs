@@ -35,6 +35,9 @@ pub struct ModelArgs {
     /// Launch every kernel of a GPU by itself, instead of steps that repeat as CUDA graphs. No result depends on it
     #[arg(long, help_heading = "Model")]
     pub no_graphs: bool,
+    /// Let no kernel of a GPU begin before the kernel in front of it has ended. No result depends on it
+    #[arg(long, help_heading = "Model")]
+    pub no_dependent_launches: bool,
     /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
@@ -49,6 +52,10 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Returns the options of a device on CUDA.
     pub fn cuda_options(&self) -> CudaOptions {
-        CudaOptions { algorithms: self.products.into(), graphs: !self.no_graphs }
+        CudaOptions {
+            algorithms: self.products.into(),
+            graphs: !self.no_graphs,
+            dependent_launches: !self.no_dependent_launches,
+        }
     }
 }

@@ -29,6 +29,9 @@ pub struct BenchArgs {
     /// Launch every kernel of a GPU by itself, instead of steps that repeat as CUDA graphs. No result depends on it
     #[arg(long, help_heading = "Model")]
     pub no_graphs: bool,
+    /// Let no kernel of a GPU begin before the kernel in front of it has ended. No result depends on it
+    #[arg(long, help_heading = "Model")]
+    pub no_dependent_launches: bool,
     /// Rounding of activations and KV cache on the CPU; a GPU always uses bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,

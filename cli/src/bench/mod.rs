@@ -47,7 +47,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         DeviceChoice::Cuda(ordinal) => {
             let quantized = device::quantized_on_gpu(args.weights)?;
             let peaks = gpu::Peaks::of_device(ordinal)?;
-            let options = CudaOptions { algorithms: args.products.into(), graphs: !args.no_graphs };
+            let options = CudaOptions {
+                algorithms: args.products.into(),
+                graphs: !args.no_graphs,
+                dependent_launches: !args.no_dependent_launches,
+            };
             let machine = Machine {
                 name: format!("cuda:{ordinal}, {}", peaks.device),
                 place: Place::gpu(ordinal, &options),

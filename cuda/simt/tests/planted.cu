@@ -2,6 +2,7 @@
 // that the host must find. Each kernel with a bug has a correct twin.
 #include "../../common/bf16.cuh"
 #include "../../ptx/cp_async.cuh"
+#include "../../ptx/griddepcontrol.cuh"
 #include "../../ptx/ldmatrix.cuh"
 #include "../../ptx/mma.cuh"
 #include "planted.h"
@@ -75,6 +76,19 @@ FLEXDRAFT_INLINE void add_largest(const PlantedParams& p, bool again) {
     atomicMax(largest, own);
     __syncthreads();
     p.out[thread_of_grid()] = *largest + (again ? p.in[thread_of_grid()] : own);
+}
+
+// The place of the wait for earlier launches in a kernel that looks values up in a table.
+enum class Wait { in_front, behind_table, missing, in_half_of_the_threads };
+
+// Looks values up: out[i] = in[i] · table[0], with `counter` as the table.
+FLEXDRAFT_INLINE void look_up(const PlantedParams& p, Wait wait) {
+    if (wait == Wait::in_front || (wait == Wait::in_half_of_the_threads && threadIdx.x % 2 == 0)) {
+        wait_for_earlier_launches();
+    }
+    const uint32_t factor = p.counter[0];
+    if (wait == Wait::behind_table) wait_for_earlier_launches();
+    p.out[thread_of_grid()] = p.in[thread_of_grid()] * factor;
 }
 
 } // namespace
@@ -211,10 +225,57 @@ FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = uint32_t(int32_t(p.in[threadIdx.x]) + int32_t(p.argument));
 }
 
+FLEXDRAFT_KERNEL(planted_look_up, PlantedParams, 1024, 1) { look_up(p, Wait::in_front); }
+FLEXDRAFT_KERNEL(planted_look_up_before_waiting, PlantedParams, 1024, 1) { look_up(p, Wait::behind_table); }
+FLEXDRAFT_KERNEL(planted_look_up_without_wait, PlantedParams, 1024, 1) { look_up(p, Wait::missing); }
+FLEXDRAFT_KERNEL(planted_look_up_with_half_a_wait, PlantedParams, 1024, 1) { look_up(p, Wait::in_half_of_the_threads); }
+
+// Change the table `counter`, before or after the wait for earlier launches.
+FLEXDRAFT_KERNEL(planted_table, PlantedParams, 1024, 1) {
+    wait_for_earlier_launches();
+    p.counter[thread_of_grid()] += p.argument;
+}
+FLEXDRAFT_KERNEL(planted_table_before_waiting, PlantedParams, 1024, 1) {
+    p.counter[thread_of_grid()] = p.argument;
+    wait_for_earlier_launches();
+}
+
+// Copies 16 bytes of the table `counter` asynchronously; the copy begins before or after the wait for earlier launches.
+FLEXDRAFT_INLINE void copy_table(const PlantedParams& p, bool before_waiting) {
+    FLEXDRAFT_SHARED(shared);
+    if (!before_waiting) wait_for_earlier_launches();
+    if (threadIdx.x == 0) cp_async_16(shared_address(shared), p.counter);
+    cp_async_commit();
+    if (before_waiting) wait_for_earlier_launches();
+    cp_async_wait<0>();
+    __syncthreads();
+    p.out[threadIdx.x] = *reinterpret_cast<const uint32_t*>(shared);
+}
+FLEXDRAFT_KERNEL(planted_copy_table, PlantedParams, 1024, 1) { copy_table(p, false); }
+FLEXDRAFT_KERNEL(planted_copy_table_before_waiting, PlantedParams, 1024, 1) { copy_table(p, true); }
+
+// Reads the table and writes nothing.
+FLEXDRAFT_KERNEL(planted_read_table, PlantedParams, 1024, 1) {
+    wait_for_earlier_launches();
+    const volatile uint32_t* const table = p.counter;
+    [[maybe_unused]] const uint32_t value = table[thread_of_grid()];
+}
+
+// Use no memory. Threads with an index from the argument on do not wait in the last kernel.
+FLEXDRAFT_KERNEL(planted_idle, PlantedParams, 1024, 1) { wait_for_earlier_launches(); }
+FLEXDRAFT_KERNEL(planted_idle_without_wait, PlantedParams, 1024, 1) {}
+FLEXDRAFT_KERNEL(planted_idle_with_some_waits, PlantedParams, 1024, 1) {
+    if (threadIdx.x < p.argument) wait_for_earlier_launches();
+}
+
 FLEXDRAFT_KERNEL_TABLE(planted, planted_reverse, planted_reverse_without_barrier, planted_copy,
                        planted_copy_without_wait, planted_copy_without_barrier, planted_last_cta,
                        planted_last_cta_without_release, planted_last_cta_without_acquire,
                        planted_last_cta_releases_elsewhere, planted_last_cta_acquires_elsewhere, planted_add_largest,
                        planted_add_largest_reading_twice, planted_offset, planted_write_input, planted_misaligned,
                        planted_divergent_barrier, planted_lanes, planted_collectives, planted_mma, planted_transpose,
-                       planted_stack_overflow, planted_shared_overflow, planted_shift, planted_signed_sum)
+                       planted_stack_overflow, planted_shared_overflow, planted_shift, planted_signed_sum,
+                       planted_look_up, planted_look_up_before_waiting, planted_look_up_without_wait,
+                       planted_look_up_with_half_a_wait, planted_table, planted_table_before_waiting,
+                       planted_copy_table, planted_copy_table_before_waiting, planted_read_table, planted_idle,
+                       planted_idle_without_wait, planted_idle_with_some_waits)

@@ -45,6 +45,8 @@ pub struct Driver {
     pub functions: HashMap<u64, Function>,
     pub cublas: Cublas,
     pub simt: Simt,
+    /// The stream whose work ran last.
+    pub newest_stream: u64,
     products: Option<Arc<CpuProducts>>,
     /// The modelled time of the device, in microseconds.
     pub clock: f64,
@@ -83,7 +85,8 @@ impl Driver {
             modules: HashMap::new(),
             functions: HashMap::new(),
             cublas: Cublas::default(),
-            simt: Simt::new(SimtOptions { checking, ..SimtOptions::default() }),
+            simt: Simt::new(SimtOptions { checking, ..SimtOptions::default() }).with_dependent_launches(),
+            newest_stream: LEGACY,
             products: None,
             clock: 0.0,
             sticky: None,

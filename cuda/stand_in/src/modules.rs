@@ -15,6 +15,9 @@ const FATBIN: u32 = 0xba55_ed50;
 pub const SHARED: u32 = 48 << 10;
 pub const SHARED_OPT_IN: u32 = 227 << 10;
 
+/// The virtual architecture of the code that an H100 loads: compute_90a.
+const VIRTUAL_ARCHITECTURE: u32 = 90;
+
 const MOST_THREADS: u64 = 1024;
 const MOST_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
@@ -74,6 +77,8 @@ impl Function {
         let value = |value: u32| Ok(i32::try_from(value).unwrap_or(i32::MAX));
         if attribute == Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as u32 {
             value(self.limits.threads)
+        } else if attribute == Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION as u32 {
+            value(VIRTUAL_ARCHITECTURE)
         } else if attribute == Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32 {
             value(0)
         } else if attribute == Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32 {

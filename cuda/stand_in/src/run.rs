@@ -33,6 +33,11 @@ impl Driver {
                 return Ok(());
             };
             let Some(work) = stream.waiting.pop_front() else { return Ok(()) };
+            // Only the order within a stream is checked.
+            if self.newest_stream != handle {
+                self.newest_stream = handle;
+                self.simt.full_barrier();
+            }
             let ran = run(self, &work);
             if let Some(stream) = self.streams.get_mut(&handle) {
                 stream.finished += 1;
@@ -86,6 +91,10 @@ impl Drop for Opened {
 fn run(driver: &mut Driver, work: &Work) -> Outcome {
     driver.clock += work.microseconds();
     let mut opened = Opened(Vec::new());
+    // Only kernels begin before the work in front of them has ended, and only behind kernels.
+    if matches!(work, Work::Copy { .. } | Work::Fill { .. } | Work::Graph(_)) {
+        driver.simt.full_barrier();
+    }
     match work {
         Work::Copy { to, from, bytes } => {
             for place in [to, from] {
@@ -114,9 +123,10 @@ fn run(driver: &mut Driver, work: &Work) -> Outcome {
         }
         Work::Launch(launch) => run_kernel(driver, launch, &mut opened),
         Work::Product(product) => {
-            for (address, bytes) in product.ranges() {
+            for Region { address, bytes, .. } in product.regions() {
                 opened.add(driver, address, bytes)?;
             }
+            driver.simt.foreign_launch(&product.regions());
             let skipped = match driver.policy.skip {
                 Skip::All => true,
                 Skip::Large => product.is_large(),
@@ -130,7 +140,11 @@ fn run(driver: &mut Driver, work: &Work) -> Outcome {
             Ok(())
         }
         Work::Wait { stream, count } => driver.finish(*stream, *count),
-        Work::Graph(nodes) => nodes.iter().try_for_each(|node| run(driver, node)),
+        Work::Graph(nodes) => {
+            nodes.iter().try_for_each(|node| run(driver, node))?;
+            driver.simt.full_barrier();
+            Ok(())
+        }
     }
 }
 
@@ -171,10 +185,14 @@ fn run_kernel(driver: &mut Driver, launch: &KernelLaunch, opened: &mut Opened) -
         params_bytes: launch.params_bytes,
         regions: &regions,
     };
-    let stream = driver.simt.stream();
     // SAFETY: `params` is a copy of the struct that the caller gave to the driver for this kernel. Its pointers lead to
     // allocations, which are open; whoever launches a kernel answers for what it accesses, as with the driver.
-    let ran = unsafe { driver.simt.launch(&stream, &request) };
+    let ran = unsafe {
+        match launch.dependent {
+            true => driver.simt.launch(&driver.simt.stream(), &request),
+            false => driver.simt.launch_after_all(&request),
+        }
+    };
     ran.or_else(|error| refused(CUresult::CUDA_ERROR_LAUNCH_FAILED, error.to_string()))
 }
 

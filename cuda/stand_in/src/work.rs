@@ -25,6 +25,8 @@ pub struct KernelLaunch {
     /// The parameter struct of the kernel.
     pub params: Arc<[u64]>,
     pub params_bytes: usize,
+    /// Whether the launch may begin before the launch in front of it has ended.
+    pub dependent: bool,
 }
 
 /// A piece of work on a stream.

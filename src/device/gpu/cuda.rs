@@ -17,11 +17,14 @@ pub struct CudaOptions {
     pub algorithms: ProductAlgorithms,
     /// Whether launches that repeat from step to step run as CUDA graphs. Results do not depend on it.
     pub graphs: bool,
+    /// Whether a kernel may begin before the kernel in front of it has ended (programmatic dependent launch, on GPUs of
+    /// compute capability 9.0). Results do not depend on it.
+    pub dependent_launches: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { algorithms: ProductAlgorithms::default(), graphs: true }
+        Self { algorithms: ProductAlgorithms::default(), graphs: true, dependent_launches: true }
     }
 }
 
@@ -65,18 +68,21 @@ impl Gpu<CublasLt> {
     ///
     /// The errors of [`cuda`](Self::cuda).
     pub fn on(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
-        Self::new_on(context, stream, CudaOptions { graphs: false, ..CudaOptions::default() })
+        let options = CudaOptions { graphs: false, dependent_launches: false, ..CudaOptions::default() };
+        Self::new_on(context, stream, options)
     }
 
     fn new_on(
         context: &Arc<CudaContext>,
         stream: &Arc<CudaStream>,
-        CudaOptions { algorithms, graphs }: CudaOptions,
+        CudaOptions { algorithms, graphs, dependent_launches }: CudaOptions,
     ) -> Result<Self, DeviceError> {
         let cuda = Cuda::new(context).map_err(|error| missing(context.ordinal(), error))?;
         // SAFETY: graphs are on for a stream that `cuda_with` made, and that no function hands out. All its operands are
         // memory of the runtime, and products go through the runtime too.
         let cuda = if graphs { unsafe { cuda.with_graphs(stream) } } else { cuda };
+        // SAFETY: the device's weights, which kernels read before they wait, are written by uploads only.
+        let cuda = if dependent_launches { unsafe { cuda.with_dependent_launches() } } else { cuda };
         let products = CublasLt::new(context, stream)?.with_algorithms(algorithms);
         Ok(Gpu::new(Kernels::new(cuda), stream.clone(), products))
     }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{CUfunction, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result};
 
+use super::launching::{self, LaunchShape};
 use crate::runtime::{Launch, RuntimeError};
 
 /// Number of pieces of work in the first list of a step. The device begins with it while the host gathers the rest.
@@ -75,9 +76,7 @@ impl Hash for QueuedWork {
 struct KernelCall {
     kernel: &'static str,
     function: usize,
-    grid: [u32; 3],
-    threads: u32,
-    shared_bytes: u32,
+    shape: LaunchShape,
     params: Box<[u64]>,
 }
 
@@ -188,6 +187,7 @@ impl GraphQueue {
     pub(super) unsafe fn launch(
         &self,
         function: CUfunction,
+        shape: LaunchShape,
         launch: &Launch<'_>,
     ) -> Result<bool, RuntimeError> {
         self.push(|| {
@@ -204,9 +204,7 @@ impl GraphQueue {
             Some(QueuedWork::Kernel(KernelCall {
                 kernel: launch.kernel,
                 function: function as usize,
-                grid: launch.grid,
-                threads: launch.threads,
-                shared_bytes: launch.shared_bytes,
+                shape,
                 params,
             }))
         })
@@ -310,21 +308,10 @@ fn run(work: &QueuedWork, context: &CudaContext, stream: &Arc<CudaStream>) -> Re
                 error: error.into(),
             };
             context.bind_to_thread().map_err(failed)?;
-            // The driver copies the only parameter, the struct, before it returns.
-            let mut params = [call.params.as_ptr().cast_mut().cast()];
+            let (function, params) = (call.function as CUfunction, call.params.as_ptr().cast_mut().cast());
             // SAFETY: `launch`'s caller promised that the struct belongs to the kernel and that its pointers stay valid.
             // The function's module is loaded until the queue is closed.
-            unsafe {
-                result::launch_kernel(
-                    call.function as CUfunction,
-                    call.grid.into(),
-                    (call.threads, 1, 1),
-                    call.shared_bytes,
-                    stream.cu_stream(),
-                    &mut params,
-                )
-            }
-            .map_err(failed)
+            unsafe { launching::launch(function, stream.cu_stream(), call.shape, params) }.map_err(failed)
         }
         &QueuedWork::Copy([from, to, bytes]) => {
             context.bind_to_thread()?;

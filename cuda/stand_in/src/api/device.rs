@@ -154,6 +154,7 @@ extern "C" fn cuCtxSynchronize() -> u32 {
         driver.bound()?;
         driver.refuse_in_any_capture()?;
         driver.finish_everything();
+        driver.simt.full_barrier();
         match &driver.sticky {
             Some(error) => Err(error.clone()),
             None => Ok(()),

@@ -141,6 +141,7 @@ fn launch(
     shared_bytes: u32,
     stream: u64,
     params: &Params,
+    dependent: bool,
 ) -> Outcome {
     driver.bound()?;
     driver.stream(stream)?;
@@ -149,7 +150,7 @@ fn launch(
     let params_bytes = function.limits.params_bytes;
     let params = params.read(function.name, params_bytes)?.into();
     let (name, module, threads) = (function.name, function.module, block[0]);
-    let launch = KernelLaunch { name, module, grid, threads, shared_bytes, params, params_bytes };
+    let launch = KernelLaunch { name, module, grid, threads, shared_bytes, params, params_bytes, dependent };
     driver.enqueue(stream, Work::Launch(launch))
 }
 
@@ -169,8 +170,31 @@ extern "C" fn cuLaunchKernel(
 ) -> u32 {
     call("cuLaunchKernel", |driver| {
         let shape = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
-        launch(driver, function, shape, shared_bytes, stream, &Params { each, extra })
+        launch(driver, function, shape, shared_bytes, stream, &Params { each, extra }, false)
     })
+}
+
+/// Returns whether the attributes of a launch permit it to begin before the launch in front of it has ended.
+fn dependent(config: &CUlaunchConfig) -> Outcome<bool> {
+    let mut dependent = false;
+    for index in 0..config.numAttrs as usize {
+        // An attribute is its number, four bytes of padding, and a value of 64 bytes; this attribute's value is an integer.
+        let words = In::from(config.attrs.wrapping_add(index).cast_const().cast::<u32>());
+        let id = words.get(0)?;
+        if id != CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as u32 {
+            let reason = format!("the stand-in does not know the launch attribute {id}");
+            return refused(CUresult::CUDA_ERROR_NOT_SUPPORTED, reason);
+        }
+        dependent = match words.get(2)? {
+            value @ (0 | 1) => value == 1,
+            value => {
+                let reason =
+                    format!("the attribute of programmatic dependent launch is {value}, expected 0 or 1");
+                return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
+            }
+        };
+    }
+    Ok(dependent)
 }
 
 #[unsafe(no_mangle)]
@@ -182,20 +206,12 @@ extern "C" fn cuLaunchKernelEx(
 ) -> u32 {
     call("cuLaunchKernelEx", |driver| {
         let config = config.get(0)?;
-        for index in 0..config.numAttrs as usize {
-            // The stand-in starts no launch early, which the attribute permits.
-            // An attribute begins with its number.
-            let id = In::from(config.attrs.wrapping_add(index).cast_const().cast::<u32>()).get(0)?;
-            if id != CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as u32 {
-                let reason = format!("the stand-in does not know the launch attribute {id}");
-                return refused(CUresult::CUDA_ERROR_NOT_SUPPORTED, reason);
-            }
-        }
+        let dependent = dependent(&config)?;
         let shape = [
             [config.gridDimX, config.gridDimY, config.gridDimZ],
             [config.blockDimX, config.blockDimY, config.blockDimZ],
         ];
         let stream = config.hStream as u64;
-        launch(driver, function, shape, config.sharedMemBytes, stream, &Params { each, extra })
+        launch(driver, function, shape, config.sharedMemBytes, stream, &Params { each, extra }, dependent)
     })
 }

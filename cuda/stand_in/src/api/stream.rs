@@ -47,6 +47,7 @@ extern "C" fn cuStreamSynchronize(handle: u64) -> u32 {
         driver.bound()?;
         driver.refuse_captured(handle)?;
         driver.finish_all_of(handle);
+        driver.simt.full_barrier();
         match &driver.sticky {
             Some(error) => Err(error.clone()),
             None => Ok(()),

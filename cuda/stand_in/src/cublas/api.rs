@@ -6,6 +6,8 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulAlgo_t, cublasLtMatmulHeuristicResult_t, cublasStatus_t as Status,
 };
 
+use flexdraft::runtime::Region;
+
 use super::algorithms::Algorithm;
 use super::descriptors::{Description, Layout, Preference, Value, find};
 use super::product::{Addresses, Product, Shape};
@@ -250,7 +252,7 @@ extern "C" fn cublasLtMatmul(
         }
         let at = Addresses { weight: a, x: b, out: d, bias: description.bias };
         let product = Product { shape, at, algorithm };
-        for (address, bytes) in product.ranges() {
+        for Region { address, bytes, .. } in product.regions() {
             // Operands are aligned to 16 bytes, as the callers' preferences say.
             let found = driver.memory().and_then(|memory| memory.containing(address, bytes));
             if let Err(refusal) = found.and(if address.is_multiple_of(16) {

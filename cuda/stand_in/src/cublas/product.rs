@@ -4,6 +4,8 @@ use cudarc::cublaslt::sys::{
     cublasComputeType_t as Compute, cublasStatus_t as Status, cudaDataType_t as DataType,
 };
 
+use flexdraft::runtime::{Access, Region};
+
 use super::algorithms::Algorithm;
 use super::descriptors::{Description, Layout};
 use crate::refusal::{Outcome, unsupported};
@@ -82,18 +84,20 @@ pub struct Product {
 }
 
 impl Product {
-    /// Returns the ranges of device memory that the product uses, as addresses and sizes in bytes.
-    pub fn ranges(&self) -> Vec<(u64, u64)> {
+    /// Returns the ranges of device memory that the product uses.
+    pub fn regions(&self) -> Vec<Region> {
         let Shape { in_cols, out_cols, rows, out, has_bias } = self.shape;
-        let mut ranges = vec![
-            (self.at.weight, (in_cols * out_cols * 2) as u64),
-            (self.at.x, (in_cols * rows * 2) as u64),
-            (self.at.out, out.bytes()),
+        let region = |name, address, bytes, access| Region { name, address, bytes, access };
+        let mut regions = vec![
+            region("weight", self.at.weight, (in_cols * out_cols * 2) as u64, Access::Read),
+            region("x", self.at.x, (in_cols * rows * 2) as u64, Access::Read),
+            region("out", self.at.out, out.bytes(), Access::Write),
         ];
         if has_bias {
-            ranges.push((self.at.bias, out_cols as u64 * out.element_bytes()));
+            let bytes = out_cols as u64 * out.element_bytes();
+            regions.push(region("bias", self.at.bias, bytes, Access::Read));
         }
-        ranges
+        regions
     }
 
     fn multiply_adds(&self) -> u64 {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod captures;
+mod dependent_launches;
 mod device;
 mod engine;
 mod kernels;
