@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod c_interface;
 mod captures;
 mod dependent_launches;
 mod device;
