@@ -1,5 +1,5 @@
-// One step of FlexDraft through the C interface, on the SIMT emulator: joint attention of candidates and mask rows over a
-// paged cache, sampling and acceptance of the draft, and the next draft from the mask group of the accepted length.
+// One step of FlexDraft through the C interface, on the SIMT emulator: joint attention of candidates and mask rows over
+// a paged cache, sampling and acceptance of the draft, and the next draft from the mask group of the accepted length.
 //
 // The model is a single attention layer with made-up weights; its products are plain loops, because matrix products are
 // the engine's own. On a GPU, operands are device addresses, the stream is the engine's, and tables are copied to the
@@ -262,8 +262,8 @@ int main(void) {
                               .verdicts = buffer(verdict, 1, FLEXDRAFT_VERDICT),
                               .committed = buffer(committed, FLEXDRAFT_MAX_COMMITTED, FLEXDRAFT_I32)};
     CHECK(flexdraft_accept(kernels, stream, &accept, &error));
-    printf("accepted %" PRId32 " of %d, bonus %" PRId32 ", cached %" PRId64 "\n", verdict->accepted, DRAFTS, verdict->bonus,
-           verdict->cached_length);
+    printf("accepted %" PRId32 " of %d, bonus %" PRId32 ", cached %" PRId64 "\n", verdict->accepted, DRAFTS,
+           verdict->bonus, verdict->cached_length);
     printf("committed");
     for (int i = 0; i <= verdict->accepted; i++) printf(" %" PRId32, committed[i]);
     printf("\n");

@@ -25,8 +25,8 @@
 
 #include <stdint.h>
 
-// Acceptance rule: draws the target's token with the random numbers of its position and accepts while drafts match. It is
-// also the rule of greedy sequences.
+// Acceptance rule: draws the target's token with the random numbers of its position and accepts while drafts match. It
+// is also the rule of greedy sequences.
 #define FLEXDRAFT_MATCH 0
 
 // Acceptance rule: speculative sampling (arXiv 2211.17192, 2302.01318).
@@ -93,16 +93,16 @@
 // Kind of rows: the mask rows of a pass.
 #define FLEXDRAFT_MASKS 1
 
-// Purpose of a draw: no random numbers. The token is the id of the largest logit; the other parameters still decide the
-// row's probabilities.
+// Purpose of a draw: no random numbers. The token is the id of the largest logit; the other parameters still decide
+// the row's probabilities.
 #define FLEXDRAFT_NO_DRAW 0
 
-// Purpose of a draw: a token of the target, or a draft token of the rule match. The position is the token's own, and the
-// slot is 0.
+// Purpose of a draw: a token of the target, or a draft token of the rule match. The position is the token's own, and
+// the slot is 0.
 #define FLEXDRAFT_TARGET_DRAW 1
 
-// Purpose of a draw: a draft token of the rules rejection and block. The position is the position of candidate 0 of the
-// step that will verify the draft, and the slot is the draft token's own, from 1 on.
+// Purpose of a draw: a draft token of the rules rejection and block. The position is the position of candidate 0 of
+// the step that will verify the draft, and the slot is the draft token's own, from 1 on.
 #define FLEXDRAFT_DRAFT_DRAW 2
 
 // Rows of a draft: mask rows of a pass, without logits yet. The first row is the row of slot 0; a group has S rows.
@@ -169,8 +169,8 @@ typedef struct FlexdraftKernels FlexdraftKernels;
 // largest batch, uploads each step's rows, and uses the tables in every layer.
 typedef struct FlexdraftPass FlexdraftPass;
 
-// The verification of one sequence, for `flexdraft_verify`. Row `first_target` + i of the target has the distribution of
-// the token after draft token i, for i = 0 to `drafts`. Token `first_token` + i - 1 is draft token i.
+// The verification of one sequence, for `flexdraft_verify`. Row `first_target` + i of the target has the distribution
+// of the token after draft token i, for i = 0 to `drafts`. Token `first_token` + i - 1 is draft token i.
 typedef struct FlexdraftVerifySequence {
     // Size of this struct in bytes.
     uint64_t struct_size;
@@ -209,8 +209,8 @@ typedef struct FlexdraftError {
     uint64_t struct_size;
     // Written: the status code that the function returns.
     int32_t status;
-    // Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number does
-    // not fit `text`.
+    // Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number
+    // does not fit `text`.
     uint32_t text_bytes;
     // Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, what was expected, and
     // what was found. Empty after FLEXDRAFT_OK.
@@ -245,8 +245,8 @@ typedef struct FlexdraftAccept {
     struct FlexdraftBuffer target;
     // Statistics of the target's rows, FLEXDRAFT_ROW_STATS `[target_rows]`, from `flexdraft_sample`.
     struct FlexdraftBuffer target_stats;
-    // Optional. The workspace of the `flexdraft_sample` call that wrote `target_stats`, as that call left it. With it, the
-    // kernel skips the parts of the vocabulary in which no id is kept; the result is the same.
+    // Optional. The workspace of the `flexdraft_sample` call that wrote `target_stats`, as that call left it. With it,
+    // the kernel skips the parts of the vocabulary in which no id is kept; the result is the same.
     struct FlexdraftBuffer target_partials;
     // Optional. Logits of the drafts, of the target's type, `[draft_rows, stride]`, aligned to 16 bytes.
     struct FlexdraftBuffer draft;
@@ -333,9 +333,9 @@ typedef struct FlexdraftJointAttention {
     const struct FlexdraftPass *pass;
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
-    // q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`,
-    // aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates in the cache.
-    // Rows after the rows of the pass are padding.
+    // q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
+    // head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
+    // in the cache. Rows after the rows of the pass are padding.
     struct FlexdraftBuffer qkv;
     // The KV cache of the layer.
     struct FlexdraftCache cache;
@@ -347,7 +347,8 @@ typedef struct FlexdraftJointAttention {
     struct FlexdraftBuffer workspace;
     // Optional. The device error word, u32 `[1]`, see `flexdraft_faults`.
     struct FlexdraftBuffer error_word;
-    // Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in rounding.
+    // Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in
+    // rounding.
     uint64_t split;
     // 1 if the mask rows of the pass take part; 0 below the tail layers, where there are candidate rows alone.
     uint32_t with_masks;
@@ -369,8 +370,8 @@ typedef struct FlexdraftChainChoose {
     struct FlexdraftBuffer logits;
     // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding.
     struct FlexdraftBuffer logit_index;
-    // The workspace of the `flexdraft_sample_partials` or `flexdraft_sample` call for the same rows, as that call left it:
-    // f32, exactly `flexdraft_sample_workspace_len` elements.
+    // The workspace of the `flexdraft_sample_partials` or `flexdraft_sample` call for the same rows, as that call left
+    // it: f32, exactly `flexdraft_sample_workspace_len` elements.
     struct FlexdraftBuffer partials;
     // Written: the chosen ids in descending order of their logits, i32 `[rows, K]`.
     struct FlexdraftBuffer ids;
@@ -405,8 +406,8 @@ typedef struct FlexdraftChainScore {
     uint64_t after_stride;
     // The draft of each row, i32 `[rows]`. The rows of a draft follow each other in the order of their slots.
     struct FlexdraftBuffer owners;
-    // Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The first
-    // row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
+    // Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The
+    // first row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
     struct FlexdraftBuffer scores;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
@@ -438,8 +439,8 @@ typedef struct FlexdraftChainWalk {
     struct FlexdraftBuffer error_word;
 } FlexdraftChainWalk;
 
-// The rows of one sequence in a pass. Candidate i is at position `start` + i. Slot j of the mask group of accepted length
-// k is at position `start` + k + 1 + j; it sees the positions up to `start` + k and all slots of its group.
+// The rows of one sequence in a pass. Candidate i is at position `start` + i. Slot j of the mask group of accepted
+// length k is at position `start` + k + 1 + j; it sees the positions up to `start` + k and all slots of its group.
 typedef struct FlexdraftSequence {
     // Size of this struct in bytes.
     uint64_t struct_size;
@@ -459,8 +460,8 @@ typedef struct FlexdraftSequence {
     uint64_t slots;
 } FlexdraftSequence;
 
-// The rows of a pass: the candidate rows of every sequence in order, then the mask rows of every sequence. Groups are in
-// ascending order, and slots in order within a group.
+// The rows of a pass: the candidate rows of every sequence in order, then the mask rows of every sequence. Groups are
+// in ascending order, and slots in order within a group.
 typedef struct FlexdraftPassRows {
     // Size of this struct in bytes.
     uint64_t struct_size;
@@ -516,8 +517,8 @@ typedef struct FlexdraftNormRopeAppend {
     const struct FlexdraftPass *pass;
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
-    // q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the k
-    // of mask rows, change in place.
+    // q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
+    // k of mask rows, change in place.
     struct FlexdraftBuffer qkv;
     // Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     struct FlexdraftBuffer cos_sin;
@@ -617,8 +618,8 @@ typedef struct FlexdraftSiluAdd {
     struct FlexdraftBuffer x;
     // The bonus tokens' half of the calibrator's hidden layer, bf16 `[bonus_rows, cols]`.
     struct FlexdraftBuffer bonus;
-    // The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside `bonus`
-    // it does not change either, and the fault is 16.
+    // The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside
+    // `bonus` it does not change either, and the fault is 16.
     struct FlexdraftBuffer owner;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
@@ -666,7 +667,8 @@ typedef struct FlexdraftSample {
     uint64_t stride;
     // Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1.
     struct FlexdraftBuffer logits;
-    // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits row r.
+    // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
+    // row r.
     struct FlexdraftBuffer logit_index;
     // FLEXDRAFT_ROW_SAMPLING `[rows]`.
     struct FlexdraftBuffer sampling;
@@ -688,8 +690,8 @@ typedef struct FlexdraftSample {
     struct FlexdraftBuffer stats;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
-    // 1 if the calibrated logits replace the logits, which the rules rejection and block need, and rows with top-k, top-p
-    // or min-p.
+    // 1 if the calibrated logits replace the logits, which the rules rejection and block need, and rows with top-k,
+    // top-p or min-p.
     uint32_t update;
     // Unused; 0.
     uint32_t reserved;
@@ -745,8 +747,8 @@ typedef struct FlexdraftSelectDrafts {
 typedef struct FlexdraftFollowVerdicts {
     // Size of this struct in bytes.
     uint64_t struct_size;
-    // A drafting pass with one mask group per sequence and no candidates, each laid out for the largest possible accepted
-    // length. Its tables change on the device; the next upload restores them.
+    // A drafting pass with one mask group per sequence and no candidates, each laid out for the largest possible
+    // accepted length. Its tables change on the device; the next upload restores them.
     struct FlexdraftPass *pass;
     // Index of each sequence's verdict, i32 `[batch of the pass]`.
     struct FlexdraftBuffer sequences;
@@ -756,8 +758,8 @@ typedef struct FlexdraftFollowVerdicts {
     struct FlexdraftBuffer error_word;
 } FlexdraftFollowVerdicts;
 
-// The statistics of one row after sampling, in device memory. An id's score is (logit - max) * inverse_temperature. An id
-// is kept if its score is above `cut_score`, or equal to it with an id of at most `cut_id`; its probability is
+// The statistics of one row after sampling, in device memory. An id's score is (logit - max) * inverse_temperature. An
+// id is kept if its score is above `cut_score`, or equal to it with an id of at most `cut_id`; its probability is
 // exp(score - log_sum).
 typedef struct FlexdraftRowStats {
     // The token that was drawn; without a draw, the id of the largest logit (ties to the lowest id).
@@ -782,7 +784,8 @@ typedef struct FlexdraftRowStats {
     int32_t cut_id;
     // Number of kept ids.
     int32_t kept;
-    // 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty row.
+    // 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty
+    // row.
     int32_t fault;
 } FlexdraftRowStats;
 
@@ -794,7 +797,8 @@ typedef struct FlexdraftVerdict {
     int32_t bonus;
     // Probability of the bonus token in the target's distribution, after warping.
     float probability;
-    // Rank of mask group a, which makes the next draft, among the groups of the pass; -1 if the pass has no such group.
+    // Rank of mask group a, which makes the next draft, among the groups of the pass; -1 if the pass has no such
+    // group.
     int32_t group;
     // n + a + 1: the number of positions whose K and V stay in the cache.
     int64_t cached_length;
@@ -829,8 +833,8 @@ int32_t flexdraft_verify(const struct FlexdraftVerifySequence *sequence,
 // `len` and `error` are null or valid.
 int32_t flexdraft_accept_workspace_len(uint64_t batch, uint64_t vocab, uint64_t *len, struct FlexdraftError *error);
 
-// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them; one launch, or two
-// with the rule block. The tokens have the target's own distribution.
+// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them; one launch, or
+// two with the rule block. The tokens have the target's own distribution.
 //
 // Fault in `error_word`: 16 for a sequence whose rows or tokens do not exist.
 //
@@ -844,8 +848,8 @@ int32_t flexdraft_accept(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftAccept *args,
                          struct FlexdraftError *error);
 
-// Writes to `len` the number of f32 elements of workspace that `flexdraft_joint_attention` needs: for the uploaded pass,
-// or, if `size->pass` is null, for any pass of up to `rows` rows whose sequences see up to `longest` positions.
+// Writes to `len` the number of f32 elements of workspace that `flexdraft_joint_attention` needs: for the uploaded
+// pass, or, if `size->pass` is null, for any pass of up to `rows` rows whose sequences see up to `longest` positions.
 //
 // Errors: FLEXDRAFT_OVERFLOW if the number is too large.
 //
@@ -857,11 +861,12 @@ int32_t flexdraft_attention_workspace_len(const struct FlexdraftKernels *kernels
                                           uint64_t *len,
                                           struct FlexdraftError *error);
 
-// Computes softmax(q K^T / sqrt(head_dim)) V over the keys that each row of the pass sees, for one layer: candidates and
-// mask groups together, candidates alone, or groups alone. One launch, or two if the keys of a sequence are divided.
+// Computes softmax(q K^T / sqrt(head_dim)) V over the keys that each row of the pass sees, for one layer: candidates
+// and mask groups together, candidates alone, or groups alone. One launch, or two if the keys of a sequence are
+// divided.
 //
-// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all slots
-// of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
+// slots of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
 //
 // Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 //
@@ -906,8 +911,8 @@ int32_t flexdraft_chain_score(const struct FlexdraftKernels *kernels,
                               const struct FlexdraftChainScore *args,
                               struct FlexdraftError *error);
 
-// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score after
-// the token that was drawn before.
+// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score
+// after the token that was drawn before.
 //
 // Fault in `error_word`: 16 for a draft whose rows do not exist, and for a sequence without a start.
 //
@@ -921,15 +926,15 @@ int32_t flexdraft_chain_walk(const struct FlexdraftKernels *kernels,
                              const struct FlexdraftChainWalk *args,
                              struct FlexdraftError *error);
 
-// Allocates tables on the device for passes of up to `max_batch` sequences with up to `max_pages` pages each, and writes
-// the object to `pass`. Launches that use the tables go to the same stream.
+// Allocates tables on the device for passes of up to `max_batch` sequences with up to `max_pages` pages each, and
+// writes the object to `pass`. Launches that use the tables go to the same stream.
 //
 // Errors: FLEXDRAFT_OVERFLOW if the tables would have more than 2^31 entries; FLEXDRAFT_OUT_OF_MEMORY.
 //
 // # Safety
 //
-// `kernels` is null or open; `stream` is a cudaStream_t of the device's primary context that outlives the pass; `pass` is
-// null or writable; `error` is null or valid for the size that it states.
+// `kernels` is null or open; `stream` is a cudaStream_t of the device's primary context that outlives the pass; `pass`
+// is null or writable; `error` is null or valid for the size that it states.
 int32_t flexdraft_pass_open(const struct FlexdraftKernels *kernels,
                             void *stream,
                             uint64_t max_batch,
@@ -937,11 +942,12 @@ int32_t flexdraft_pass_open(const struct FlexdraftKernels *kernels,
                             struct FlexdraftPass **pass,
                             struct FlexdraftError *error);
 
-// Checks the rows of a pass and copies them to the tables, after all earlier work on `stream`. Sequences may share pages
-// that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an upload.
+// Checks the rows of a pass and copies them to the tables, after all earlier work on `stream`. Sequences may share
+// pages that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an
+// upload.
 //
-// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the limit),
-// FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
+// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the
+// limit), FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
 // `flexdraft_pass_open`. After an error the tables hold the earlier pass.
 //
 // # Safety
@@ -996,7 +1002,8 @@ void flexdraft_close(struct FlexdraftKernels *kernels);
 // `shape` and `error` are null or valid for the size that they state.
 int32_t flexdraft_supports(const struct FlexdraftModelShape *shape, struct FlexdraftError *error);
 
-// Computes the cosine and sine of every row's rotation angles (position times frequency), once for all layers of a step.
+// Computes the cosine and sine of every row's rotation angles (position times frequency), once for all layers of a
+// step.
 //
 // Errors: as in `flexdraft_joint_attention`.
 //
@@ -1047,8 +1054,8 @@ int32_t flexdraft_gather(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftGather *args,
                          struct FlexdraftError *error);
 
-// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row (arXiv
-// 1910.07467, equation 4).
+// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row
+// (arXiv 1910.07467, equation 4).
 //
 // Errors: as in `flexdraft_joint_attention`.
 //
@@ -1107,8 +1114,8 @@ int32_t flexdraft_row_sampling(const struct FlexdraftSamplingParams *params,
                                struct FlexdraftRowSampling *row,
                                struct FlexdraftError *error);
 
-// Writes to `len` the number of f32 elements of workspace that `flexdraft_sample` needs for `rows` rows. `calibrated` is 1
-// if there is a calibrator, otherwise 0.
+// Writes to `len` the number of f32 elements of workspace that `flexdraft_sample` needs for `rows` rows. `calibrated`
+// is 1 if there is a calibrator, otherwise 0.
 //
 // Errors: FLEXDRAFT_OVERFLOW if the number is too large.
 //
@@ -1121,14 +1128,14 @@ int32_t flexdraft_sample_workspace_len(uint64_t rows,
                                        uint64_t *len,
                                        struct FlexdraftError *error);
 
-// Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator, the
-// logits become logits + W2 u + b2 first, rounded to their type.
+// Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator,
+// the logits become logits + W2 u + b2 first, rounded to their type.
 //
-// The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has the
-// same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
+// The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has
+// the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
 //
-// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32 for
-// calibrated logits that were needed again and not stored.
+// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
+// for calibrated logits that were needed again and not stored.
 //
 // Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank.
 //
@@ -1140,8 +1147,8 @@ int32_t flexdraft_sample(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftSample *args,
                          struct FlexdraftError *error);
 
-// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial results
-// in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
+// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial
+// results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 //
 // Errors: the errors of `flexdraft_sample`.
 //
@@ -1155,8 +1162,8 @@ int32_t flexdraft_sample_partials(const struct FlexdraftKernels *kernels,
 
 // Writes to `out` a sequence that drafts, in host memory, for the caller to copy to the device.
 //
-// Errors: FLEXDRAFT_VALUE for unknown rows, FLEXDRAFT_UNSUPPORTED for a number of slots, FLEXDRAFT_OVERFLOW for an index
-// beyond 2^31.
+// Errors: FLEXDRAFT_VALUE for unknown rows, FLEXDRAFT_UNSUPPORTED for a number of slots, FLEXDRAFT_OVERFLOW for an
+// index beyond 2^31.
 //
 // # Safety
 //
@@ -1180,7 +1187,8 @@ int32_t flexdraft_select_drafts(const struct FlexdraftKernels *kernels,
                                 const struct FlexdraftSelectDrafts *args,
                                 struct FlexdraftError *error);
 
-// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length, without a wait of the host.
+// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length, without a wait of the
+// host.
 //
 // Fault in `error_word`: 16 for a sequence without a verdict, or with an accepted length beyond its layout.
 //

@@ -16,8 +16,8 @@ use crate::processor::{Call, FlexdraftKernels, On, launch};
 use crate::sampling::OnLogits;
 use crate::status::{FlexdraftError, Outcome, Refusal, flag, guard, read, size, versioned, write};
 
-/// Acceptance rule: draws the target's token with the random numbers of its position and accepts while drafts match. It is
-/// also the rule of greedy sequences.
+/// Acceptance rule: draws the target's token with the random numbers of its position and accepts while drafts match. It
+/// is also the rule of greedy sequences.
 pub const FLEXDRAFT_MATCH: u32 = 0;
 /// Acceptance rule: speculative sampling (arXiv 2211.17192, 2302.01318).
 pub const FLEXDRAFT_REJECTION: u32 = 1;
@@ -42,8 +42,8 @@ pub struct FlexdraftVerify {
     pub words: [u64; 6],
 }
 
-/// The verification of one sequence, for `flexdraft_verify`. Row `first_target` + i of the target has the distribution of
-/// the token after draft token i, for i = 0 to `drafts`. Token `first_token` + i - 1 is draft token i.
+/// The verification of one sequence, for `flexdraft_verify`. Row `first_target` + i of the target has the distribution
+/// of the token after draft token i, for i = 0 to `drafts`. Token `first_token` + i - 1 is draft token i.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftVerifySequence {
@@ -81,7 +81,8 @@ pub struct FlexdraftVerdict {
     pub bonus: i32,
     /// Probability of the bonus token in the target's distribution, after warping.
     pub probability: f32,
-    /// Rank of mask group a, which makes the next draft, among the groups of the pass; -1 if the pass has no such group.
+    /// Rank of mask group a, which makes the next draft, among the groups of the pass; -1 if the pass has no such
+    /// group.
     pub group: i32,
     /// n + a + 1: the number of positions whose K and V stay in the cache.
     pub cached_length: i64,
@@ -122,8 +123,8 @@ pub struct FlexdraftAccept {
     pub target: FlexdraftBuffer,
     /// Statistics of the target's rows, FLEXDRAFT_ROW_STATS `[target_rows]`, from `flexdraft_sample`.
     pub target_stats: FlexdraftBuffer,
-    /// Optional. The workspace of the `flexdraft_sample` call that wrote `target_stats`, as that call left it. With it, the
-    /// kernel skips the parts of the vocabulary in which no id is kept; the result is the same.
+    /// Optional. The workspace of the `flexdraft_sample` call that wrote `target_stats`, as that call left it. With it,
+    /// the kernel skips the parts of the vocabulary in which no id is kept; the result is the same.
     pub target_partials: FlexdraftBuffer,
     /// Optional. Logits of the drafts, of the target's type, `[draft_rows, stride]`, aligned to 16 bytes.
     pub draft: FlexdraftBuffer,
@@ -291,8 +292,8 @@ pub unsafe extern "C" fn flexdraft_accept_workspace_len(
     unsafe { guard(error, body) }
 }
 
-/// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them; one launch, or two
-/// with the rule block. The tokens have the target's own distribution.
+/// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them; one launch, or
+/// two with the rule block. The tokens have the target's own distribution.
 ///
 /// Fault in `error_word`: 16 for a sequence whose rows or tokens do not exist.
 ///

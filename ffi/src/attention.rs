@@ -61,9 +61,9 @@ pub struct FlexdraftJointAttention {
     pub pass: *const FlexdraftPass,
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
-    /// q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`,
-    /// aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates in the cache.
-    /// Rows after the rows of the pass are padding.
+    /// q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
+    /// head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
+    /// in the cache. Rows after the rows of the pass are padding.
     pub qkv: FlexdraftBuffer,
     /// The KV cache of the layer.
     pub cache: FlexdraftCache,
@@ -75,7 +75,8 @@ pub struct FlexdraftJointAttention {
     pub workspace: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`, see `flexdraft_faults`.
     pub error_word: FlexdraftBuffer,
-    /// Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in rounding.
+    /// Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in
+    /// rounding.
     pub split: u64,
     /// 1 if the mask rows of the pass take part; 0 below the tail layers, where there are candidate rows alone.
     pub with_masks: u32,
@@ -158,8 +159,8 @@ impl Call for FlexdraftAttentionSize {
     }
 }
 
-/// Writes to `len` the number of f32 elements of workspace that `flexdraft_joint_attention` needs: for the uploaded pass,
-/// or, if `size->pass` is null, for any pass of up to `rows` rows whose sequences see up to `longest` positions.
+/// Writes to `len` the number of f32 elements of workspace that `flexdraft_joint_attention` needs: for the uploaded
+/// pass, or, if `size->pass` is null, for any pass of up to `rows` rows whose sequences see up to `longest` positions.
 ///
 /// Errors: FLEXDRAFT_OVERFLOW if the number is too large.
 ///
@@ -184,11 +185,12 @@ pub unsafe extern "C" fn flexdraft_attention_workspace_len(
     unsafe { guard(error, body) }
 }
 
-/// Computes softmax(q K^T / sqrt(head_dim)) V over the keys that each row of the pass sees, for one layer: candidates and
-/// mask groups together, candidates alone, or groups alone. One launch, or two if the keys of a sequence are divided.
+/// Computes softmax(q K^T / sqrt(head_dim)) V over the keys that each row of the pass sees, for one layer: candidates
+/// and mask groups together, candidates alone, or groups alone. One launch, or two if the keys of a sequence are
+/// divided.
 ///
-/// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all slots
-/// of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+/// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
+/// slots of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
 ///
 /// Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 ///

@@ -27,8 +27,8 @@ pub struct FlexdraftChainChoose {
     pub logits: FlexdraftBuffer,
     /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding.
     pub logit_index: FlexdraftBuffer,
-    /// The workspace of the `flexdraft_sample_partials` or `flexdraft_sample` call for the same rows, as that call left it:
-    /// f32, exactly `flexdraft_sample_workspace_len` elements.
+    /// The workspace of the `flexdraft_sample_partials` or `flexdraft_sample` call for the same rows, as that call left
+    /// it: f32, exactly `flexdraft_sample_workspace_len` elements.
     pub partials: FlexdraftBuffer,
     /// Written: the chosen ids in descending order of their logits, i32 `[rows, K]`.
     pub ids: FlexdraftBuffer,
@@ -65,8 +65,8 @@ pub struct FlexdraftChainScore {
     pub after_stride: u64,
     /// The draft of each row, i32 `[rows]`. The rows of a draft follow each other in the order of their slots.
     pub owners: FlexdraftBuffer,
-    /// Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The first
-    /// row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
+    /// Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The
+    /// first row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
     pub scores: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
@@ -227,8 +227,8 @@ pub unsafe extern "C" fn flexdraft_chain_score(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score after
-/// the token that was drawn before.
+/// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score
+/// after the token that was drawn before.
 ///
 /// Fault in `error_word`: 16 for a draft whose rows do not exist, and for a sequence without a start.
 ///

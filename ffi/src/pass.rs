@@ -52,8 +52,8 @@ impl FlexdraftPass {
     }
 }
 
-/// The rows of one sequence in a pass. Candidate i is at position `start` + i. Slot j of the mask group of accepted length
-/// k is at position `start` + k + 1 + j; it sees the positions up to `start` + k and all slots of its group.
+/// The rows of one sequence in a pass. Candidate i is at position `start` + i. Slot j of the mask group of accepted
+/// length k is at position `start` + k + 1 + j; it sees the positions up to `start` + k and all slots of its group.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftSequence {
@@ -75,8 +75,8 @@ pub struct FlexdraftSequence {
     pub slots: u64,
 }
 
-/// The rows of a pass: the candidate rows of every sequence in order, then the mask rows of every sequence. Groups are in
-/// ascending order, and slots in order within a group.
+/// The rows of a pass: the candidate rows of every sequence in order, then the mask rows of every sequence. Groups are
+/// in ascending order, and slots in order within a group.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftPassRows {
@@ -177,15 +177,15 @@ impl Call for Upload<'_> {
     }
 }
 
-/// Allocates tables on the device for passes of up to `max_batch` sequences with up to `max_pages` pages each, and writes
-/// the object to `pass`. Launches that use the tables go to the same stream.
+/// Allocates tables on the device for passes of up to `max_batch` sequences with up to `max_pages` pages each, and
+/// writes the object to `pass`. Launches that use the tables go to the same stream.
 ///
 /// Errors: FLEXDRAFT_OVERFLOW if the tables would have more than 2^31 entries; FLEXDRAFT_OUT_OF_MEMORY.
 ///
 /// # Safety
 ///
-/// `kernels` is null or open; `stream` is a cudaStream_t of the device's primary context that outlives the pass; `pass` is
-/// null or writable; `error` is null or valid for the size that it states.
+/// `kernels` is null or open; `stream` is a cudaStream_t of the device's primary context that outlives the pass; `pass`
+/// is null or writable; `error` is null or valid for the size that it states.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_pass_open(
     kernels: *const FlexdraftKernels,
@@ -210,11 +210,12 @@ pub unsafe extern "C" fn flexdraft_pass_open(
     unsafe { guard(error, body) }
 }
 
-/// Checks the rows of a pass and copies them to the tables, after all earlier work on `stream`. Sequences may share pages
-/// that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an upload.
+/// Checks the rows of a pass and copies them to the tables, after all earlier work on `stream`. Sequences may share
+/// pages that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an
+/// upload.
 ///
-/// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the limit),
-/// FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
+/// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the
+/// limit), FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
 /// `flexdraft_pass_open`. After an error the tables hold the earlier pass.
 ///
 /// # Safety

@@ -46,8 +46,8 @@ pub struct FlexdraftNormRopeAppend {
     pub pass: *const FlexdraftPass,
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
-    /// q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the k
-    /// of mask rows, change in place.
+    /// q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
+    /// k of mask rows, change in place.
     pub qkv: FlexdraftBuffer,
     /// Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     pub cos_sin: FlexdraftBuffer,
@@ -124,7 +124,8 @@ impl Call for FlexdraftNormRopeAppend {
     }
 }
 
-/// Computes the cosine and sine of every row's rotation angles (position times frequency), once for all layers of a step.
+/// Computes the cosine and sine of every row's rotation angles (position times frequency), once for all layers of a
+/// step.
 ///
 /// Errors: as in `flexdraft_joint_attention`.
 ///

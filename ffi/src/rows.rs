@@ -105,8 +105,8 @@ pub struct FlexdraftSiluAdd {
     pub x: FlexdraftBuffer,
     /// The bonus tokens' half of the calibrator's hidden layer, bf16 `[bonus_rows, cols]`.
     pub bonus: FlexdraftBuffer,
-    /// The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside `bonus`
-    /// it does not change either, and the fault is 16.
+    /// The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside
+    /// `bonus` it does not change either, and the fault is 16.
     pub owner: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
@@ -264,8 +264,8 @@ pub unsafe extern "C" fn flexdraft_gather(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row (arXiv
-/// 1910.07467, equation 4).
+/// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row
+/// (arXiv 1910.07467, equation 4).
 ///
 /// Errors: as in `flexdraft_joint_attention`.
 ///

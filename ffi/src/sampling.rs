@@ -14,14 +14,14 @@ use crate::buffer::{FLEXDRAFT_BF16, FLEXDRAFT_F32, FlexdraftBuffer, Typed, wrong
 use crate::processor::{Call, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, flag, guard, read, size, versioned, write};
 
-/// Purpose of a draw: no random numbers. The token is the id of the largest logit; the other parameters still decide the
-/// row's probabilities.
+/// Purpose of a draw: no random numbers. The token is the id of the largest logit; the other parameters still decide
+/// the row's probabilities.
 pub const FLEXDRAFT_NO_DRAW: u32 = 0;
-/// Purpose of a draw: a token of the target, or a draft token of the rule match. The position is the token's own, and the
-/// slot is 0.
+/// Purpose of a draw: a token of the target, or a draft token of the rule match. The position is the token's own, and
+/// the slot is 0.
 pub const FLEXDRAFT_TARGET_DRAW: u32 = 1;
-/// Purpose of a draw: a draft token of the rules rejection and block. The position is the position of candidate 0 of the
-/// step that will verify the draft, and the slot is the draft token's own, from 1 on.
+/// Purpose of a draw: a draft token of the rules rejection and block. The position is the position of candidate 0 of
+/// the step that will verify the draft, and the slot is the draft token's own, from 1 on.
 pub const FLEXDRAFT_DRAFT_DRAW: u32 = 2;
 
 /// How one row of logits is warped and drawn from, in device memory. `flexdraft_row_sampling` makes it.
@@ -60,8 +60,8 @@ pub struct FlexdraftSamplingParams {
     pub sequence: u32,
 }
 
-/// The statistics of one row after sampling, in device memory. An id's score is (logit - max) * inverse_temperature. An id
-/// is kept if its score is above `cut_score`, or equal to it with an id of at most `cut_id`; its probability is
+/// The statistics of one row after sampling, in device memory. An id's score is (logit - max) * inverse_temperature. An
+/// id is kept if its score is above `cut_score`, or equal to it with an id of at most `cut_id`; its probability is
 /// exp(score - log_sum).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,8 @@ pub struct FlexdraftRowStats {
     pub cut_id: i32,
     /// Number of kept ids.
     pub kept: i32,
-    /// 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty row.
+    /// 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty
+    /// row.
     pub fault: i32,
 }
 
@@ -123,7 +124,8 @@ pub struct FlexdraftSample {
     pub stride: u64,
     /// Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1.
     pub logits: FlexdraftBuffer,
-    /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits row r.
+    /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
+    /// row r.
     pub logit_index: FlexdraftBuffer,
     /// FLEXDRAFT_ROW_SAMPLING `[rows]`.
     pub sampling: FlexdraftBuffer,
@@ -145,8 +147,8 @@ pub struct FlexdraftSample {
     pub stats: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
-    /// 1 if the calibrated logits replace the logits, which the rules rejection and block need, and rows with top-k, top-p
-    /// or min-p.
+    /// 1 if the calibrated logits replace the logits, which the rules rejection and block need, and rows with top-k,
+    /// top-p or min-p.
     pub update: u32,
     /// Unused; 0.
     pub reserved: u32,
@@ -311,8 +313,8 @@ pub unsafe extern "C" fn flexdraft_row_sampling(
     unsafe { guard(error, body) }
 }
 
-/// Writes to `len` the number of f32 elements of workspace that `flexdraft_sample` needs for `rows` rows. `calibrated` is 1
-/// if there is a calibrator, otherwise 0.
+/// Writes to `len` the number of f32 elements of workspace that `flexdraft_sample` needs for `rows` rows. `calibrated`
+/// is 1 if there is a calibrator, otherwise 0.
 ///
 /// Errors: FLEXDRAFT_OVERFLOW if the number is too large.
 ///
@@ -337,14 +339,14 @@ pub unsafe extern "C" fn flexdraft_sample_workspace_len(
     unsafe { guard(error, body) }
 }
 
-/// Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator, the
-/// logits become logits + W2 u + b2 first, rounded to their type.
+/// Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator,
+/// the logits become logits + W2 u + b2 first, rounded to their type.
 ///
-/// The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has the
-/// same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
+/// The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has
+/// the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
 ///
-/// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32 for
-/// calibrated logits that were needed again and not stored.
+/// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
+/// for calibrated logits that were needed again and not stored.
 ///
 /// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank.
 ///
@@ -362,8 +364,8 @@ pub unsafe extern "C" fn flexdraft_sample(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial results
-/// in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
+/// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial
+/// results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 ///
 /// Errors: the errors of `flexdraft_sample`.
 ///

@@ -79,8 +79,8 @@ pub struct FlexdraftSelectDrafts {
 pub struct FlexdraftFollowVerdicts {
     /// Size of this struct in bytes.
     pub struct_size: u64,
-    /// A drafting pass with one mask group per sequence and no candidates, each laid out for the largest possible accepted
-    /// length. Its tables change on the device; the next upload restores them.
+    /// A drafting pass with one mask group per sequence and no candidates, each laid out for the largest possible
+    /// accepted length. Its tables change on the device; the next upload restores them.
     pub pass: *mut FlexdraftPass,
     /// Index of each sequence's verdict, i32 `[batch of the pass]`.
     pub sequences: FlexdraftBuffer,
@@ -152,8 +152,8 @@ pub(crate) fn draft(groups: &FlexdraftDraftGroups) -> Outcome<Draft> {
 
 /// Writes to `out` a sequence that drafts, in host memory, for the caller to copy to the device.
 ///
-/// Errors: FLEXDRAFT_VALUE for unknown rows, FLEXDRAFT_UNSUPPORTED for a number of slots, FLEXDRAFT_OVERFLOW for an index
-/// beyond 2^31.
+/// Errors: FLEXDRAFT_VALUE for unknown rows, FLEXDRAFT_UNSUPPORTED for a number of slots, FLEXDRAFT_OVERFLOW for an
+/// index beyond 2^31.
 ///
 /// # Safety
 ///
@@ -196,7 +196,8 @@ pub unsafe extern "C" fn flexdraft_select_drafts(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length, without a wait of the host.
+/// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length, without a wait of the
+/// host.
 ///
 /// Fault in `error_word`: 16 for a sequence without a verdict, or with an accepted length beyond its layout.
 ///

@@ -51,8 +51,8 @@ pub struct FlexdraftError {
     pub struct_size: u64,
     /// Written: the status code that the function returns.
     pub status: i32,
-    /// Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number does
-    /// not fit `text`.
+    /// Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number
+    /// does not fit `text`.
     pub text_bytes: u32,
     /// Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, what was expected, and
     /// what was found. Empty after FLEXDRAFT_OK.

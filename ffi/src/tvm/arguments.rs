@@ -291,8 +291,8 @@ impl<'a> Arguments<'a> {
         Ok(Found { buffer: FlexdraftBuffer { data, len, dtype, reserved: 0 }, shape: sizes, strides })
     }
 
-    /// Checks the type of a tensor's elements. Returns their number in the C interface, their bytes, and whether they must
-    /// be on the host.
+    /// Checks the type of a tensor's elements. Returns their number in the C interface, their bytes, and whether they
+    /// must be on the host.
     fn elements(&self, name: &str, elements: Elements, found: DataType) -> Outcome<(u32, u64, bool)> {
         let is = |code, bits| found == DataType { code, bits, lanes: 1 };
         let (bf16, f32) = (is(CODE_BFLOAT, 16), is(CODE_FLOAT, 32));

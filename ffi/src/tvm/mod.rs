@@ -1,15 +1,15 @@
 //! The kernels as functions of TVM-FFI, on DLPack tensors: the symbols `__tvm_ffi_NAME` of this library.
 //!
-//! `tvm_ffi.load_module` loads the library, in Python and in other languages. Tensors on a CUDA device run there, on the
-//! current stream of TVM-FFI's environment; tensors on the host run on the SIMT emulator. Every operand is an argument in
-//! the order of [`functions`], outputs too; an optional operand may be None. Errors are errors of TVM-FFI: a `TypeError`
-//! for an argument of another type, a `ValueError` for a shape or value, and a `RuntimeError` otherwise.
+//! `tvm_ffi.load_module` loads the library, in Python and in other languages. Tensors on a CUDA device run there, on
+//! the current stream of TVM-FFI's environment; tensors on the host run on the SIMT emulator. Every operand is an
+//! argument in the order of [`functions`], outputs too; an optional operand may be None. Errors are errors of TVM-FFI:
+//! a `TypeError` for an argument of another type, a `ValueError` for a shape or value, and a `RuntimeError` otherwise.
 //!
-//! Structs of the C interface are rows of a u8 tensor: `[rows, 40]` for row sampling, 48 bytes for row stats and verify,
-//! and 32 bytes for verdicts and drafts.
+//! Structs of the C interface are rows of a u8 tensor: `[rows, 40]` for row sampling, 48 bytes for row stats and
+//! verify, and 32 bytes for verdicts and drafts.
 //!
-//! The kernels stay loaded for each device that was used once, until the process ends. This is the only state that calls
-//! share, and no result depends on it.
+//! The kernels stay loaded for each device that was used once, until the process ends. This is the only state that
+//! calls share, and no result depends on it.
 
 mod abi;
 mod arguments;

@@ -40,8 +40,8 @@ fn functions(text: &str) -> Vec<&str> {
 fn every_function_is_declared_with_its_errors() {
     let text = fs::read_to_string(header()).unwrap();
     let declared = functions(&text);
-    // Version and text of the version, opening and closing of kernels and passes, the upload, the limits, three sizes of
-    // workspaces, three tables, the faults, and the launches.
+    // Version and text of the version, opening and closing of kernels and passes, the upload, the limits, three sizes
+    // of workspaces, three tables, the faults, and the launches.
     assert_eq!(declared.len(), 2 + 2 + 3 + 1 + 3 + 3 + 1 + 17, "{declared:?}");
     for launch in [
         "joint_attention",

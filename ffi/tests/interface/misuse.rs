@@ -1,5 +1,5 @@
-//! Tests that the C interface refuses misuse with a code, and with a text that names the thing, what was expected and what
-//! was found.
+//! Tests that the C interface refuses misuse with a code, and with a text that names the thing, what was expected and
+//! what was found.
 
 use std::ptr;
 

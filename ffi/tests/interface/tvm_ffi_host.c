@@ -1,5 +1,5 @@
-// The functions of libtvm_ffi that the library looks up, for tests without the real one. A test loads this file into the
-// global scope and reads what was raised.
+// The functions of libtvm_ffi that the library looks up, for tests without the real one. A test loads this file into
+// the global scope and reads what was raised.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

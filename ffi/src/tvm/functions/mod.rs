@@ -16,8 +16,8 @@ macro_rules! exported {
         ///
         /// # Safety
         ///
-        /// `values` has `count` valid values, whose objects and tensors live until the launches have run and are not used
-        /// by other calls meanwhile, except for reading; `result` is writable.
+        /// `values` has `count` valid values, whose objects and tensors live until the launches have run and are not
+        /// used by other calls meanwhile, except for reading; `result` is writable.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $symbol(
             _: *mut c_void,

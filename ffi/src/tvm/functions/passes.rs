@@ -99,7 +99,8 @@ unsafe fn host_table<'a>(table: &Found<'a>) -> Outcome<&'a [i64]> {
     Ok(unsafe { std::slice::from_raw_parts(data, size("table", table.buffer.len)?) })
 }
 
-/// Returns the number of heads and the cache of k and v tensors `[pages, page_size, kv_heads, head_dim]` with any strides.
+/// Returns the number of heads and the cache of k and v tensors `[pages, page_size, kv_heads, head_dim]` with any
+/// strides.
 fn cache(args: &mut Arguments<'_>, q_heads: u64) -> Outcome<(FlexdraftHeads, FlexdraftCache)> {
     let k = args.strided("k_cache", Bf16, &[ANY; 4])?;
     let v = args.strided("v_cache", Bf16, k.shape)?;

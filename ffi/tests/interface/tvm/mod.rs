@@ -1,5 +1,5 @@
-//! Tests of the TVM-FFI functions, called as a loader calls them: by the symbol in the shared library, with the structs of
-//! the two interfaces. A small library takes the place of libtvm_ffi.
+//! Tests of the TVM-FFI functions, called as a loader calls them: by the symbol in the shared library, with the structs
+//! of the two interfaces. A small library takes the place of libtvm_ffi.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -229,8 +229,8 @@ enum Argument {
 }
 use Argument::{At, Value};
 
-/// Runs a kernel through both interfaces on copies of the operands, and asserts that they leave the same bits and change
-/// something. Returns the operands after the run.
+/// Runs a kernel through both interfaces on copies of the operands, and asserts that they leave the same bits and
+/// change something. Returns the operands after the run.
 fn same(
     name: &str,
     operands: &[Operand],

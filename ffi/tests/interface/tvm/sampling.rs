@@ -56,8 +56,8 @@ fn samplings(rows: usize, purpose: u32) -> Operand {
     table
 }
 
-/// Samples rows of logits with a calibrator through both interfaces. Returns the operands after the call: logits, workspace
-/// and statistics are at 0, 6 and 7.
+/// Samples rows of logits with a calibrator through both interfaces. Returns the operands after the call: logits,
+/// workspace and statistics are at 0, 6 and 7.
 fn sampled(opened: &Opened, noise: &mut Noise, rows: usize, vocab: usize, purpose: u32) -> Vec<Operand> {
     let (stride, rank) = (vocab.next_multiple_of(8), 8);
     let len = number("sample_workspace_len", &[int(rows as i64), int(vocab as i64), flag(true)]);
