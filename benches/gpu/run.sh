@@ -280,7 +280,7 @@ steps() {
   local model cap device_and_shape status
   for model in smollm2-135m=40 qwen3-8b=100; do
     cap=${model#*=} model=${model%=*}
-    device_and_shape="--device cuda:0 --synthetic $model"
+    device_and_shape="--device cuda:0 --launches dependent --synthetic $model"
     [ -z "$rehearse" ] || device_and_shape="--device cpu --quick --synthetic tiny"
     # shellcheck disable=SC2046,SC2086 # lists of arguments
     lines=steps-$model.jsonl run "steps-$model" "$cap" \

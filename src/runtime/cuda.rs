@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{
     CUdevice_attribute as DeviceAttribute, CUdeviceptr, CUfunction_attribute as FunctionAttribute,
@@ -59,8 +60,8 @@ pub struct Cuda {
     limits: Limits,
     /// The queue that makes graphs of launches, if they are wanted.
     queue: Option<Arc<GraphQueue>>,
-    /// Whether launches may begin before the launches in front of them have ended.
-    dependent: bool,
+    /// Whether launches may begin before the launches in front of them have ended; `None` if no launch ever may.
+    dependent: Option<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -134,7 +135,7 @@ impl Cuda {
                 kernels.insert(name, LoadedKernel { function, shared_bytes, waits });
             }
         }
-        Ok(Cuda { context: context.clone(), kernels, limits, queue: None, dependent: false })
+        Ok(Cuda { context: context.clone(), kernels, limits, queue: None, dependent: None })
     }
 
     /// Returns the kernel of a launch on a stream of `context`, if it can be launched there.
@@ -154,7 +155,8 @@ impl Cuda {
     /// Returns the shape of a launch of `kernel`.
     fn shape(&self, kernel: &LoadedKernel, launch: &Launch<'_>) -> LaunchShape {
         let &Launch { grid, threads, shared_bytes, .. } = launch;
-        LaunchShape { grid, threads, shared_bytes, dependent: self.dependent && kernel.waits }
+        let dependent = self.dependent.as_ref().is_some_and(|on| on.load(Ordering::Relaxed));
+        LaunchShape { grid, threads, shared_bytes, dependent: dependent && kernel.waits }
     }
 
     /// Launches a kernel on a stream of `context`.
@@ -202,8 +204,20 @@ impl Cuda {
     /// embeddings, and the calibrator's last layer. Copies may write these operands.
     #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) unsafe fn with_dependent_launches(mut self) -> Self {
-        self.dependent = true;
+        self.dependent = Some(AtomicBool::new(true));
         self
+    }
+
+    /// Chooses whether later launches are gathered into graphs and may begin early, as far as this runtime was made for
+    /// it.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
+    pub(crate) fn choose_launches(&self, graphs: bool, dependent: bool) {
+        if let Some(queue) = &self.queue {
+            queue.turn(graphs);
+        }
+        if let Some(on) = &self.dependent {
+            on.store(dependent, Ordering::Relaxed);
+        }
     }
 
     /// Returns the queue of graphs, if `stream` has one.
@@ -363,14 +377,25 @@ impl Runtime for Cuda {
         staging: &mut Staging,
     ) -> Result<(), RuntimeError> {
         self.finish(stream)?;
-        let locked = PageLocked::of(&mut staging.locked, stream, words.len())?;
-        if locked.is_being_read() {
-            return self.upload(stream, words, to, 0);
-        }
+        self.upload_ahead(stream, words, to, staging)
+    }
+
+    fn upload_ahead(
+        &self,
+        stream: &Self::Stream,
+        words: &[u64],
+        to: &mut CudaMemory<u64>,
+        staging: &mut Staging,
+    ) -> Result<(), RuntimeError> {
         let (wanted, found) = (words.len(), to.len());
         if wanted > found {
             return Err(RuntimeError::CopyLength { wanted, found });
         }
+        let free = |kept: &&mut Option<PageLocked>| !kept.as_ref().is_some_and(PageLocked::is_being_read);
+        let Some(kept) = staging.locked.iter_mut().find(free) else {
+            return self.upload(stream, words, to, 0);
+        };
+        let locked = PageLocked::of(kept, stream, words.len())?;
         locked.upload(words, &mut self.view_mut(stream, to), self.queue_of(stream).is_some())
     }
 
@@ -385,7 +410,12 @@ impl Runtime for Cuda {
         if len > from.len() {
             return Err(RuntimeError::CopyLength { wanted: len, found: from.len() });
         }
-        PageLocked::of(&mut staging.locked, stream, len)?.download(&self.view(stream, from), len)
+        let [locked, other] = &mut staging.locked;
+        let words = PageLocked::of(locked, stream, len)?.download(&self.view(stream, from), len)?;
+        if let Some(other) = other {
+            other.finished_on(stream);
+        }
+        Ok(words)
     }
 
     fn copy<T: Element>(
@@ -424,7 +454,7 @@ impl Runtime for Cuda {
     }
 
     fn repeats_launches(&self, stream: &Self::Stream) -> bool {
-        self.queue_of(stream).is_some()
+        self.queue_of(stream).is_some_and(GraphQueue::is_on)
     }
 
     fn gather_launches(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {

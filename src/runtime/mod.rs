@@ -246,6 +246,22 @@ pub trait Runtime: Send + Sync + 'static {
         self.upload(stream, words, to, 0)
     }
 
+    /// Like [`upload_staged`](Self::upload_staged), for memory that no [gathered](Self::gather_launches) launch uses: the
+    /// copy need not come after the gathered launches, and does not end the gathering.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`upload`](Self::upload).
+    fn upload_ahead(
+        &self,
+        stream: &Self::Stream,
+        words: &[u64],
+        to: &mut Self::Memory<u64>,
+        staging: &mut Staging,
+    ) -> Result<(), RuntimeError> {
+        self.upload_staged(stream, words, to, staging)
+    }
+
     /// Returns the first `len` words of `from`. Waits until all earlier work on `stream` has run.
     ///
     /// # Errors

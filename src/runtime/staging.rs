@@ -8,5 +8,6 @@ use super::cuda::PageLocked;
 #[derive(Debug, Default)]
 pub struct Staging {
     pub(super) pageable: Vec<u64>,
-    pub(super) locked: Option<PageLocked>,
+    /// Two pieces of memory, because an upload may follow another one that has not run yet.
+    pub(super) locked: [Option<PageLocked>; 2],
 }

@@ -9,6 +9,29 @@ use clap::{Args, ValueEnum};
 use super::synthetic::Synthetic;
 use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, WeightsChoice, at_least_one};
 
+/// A way to launch the kernels of a step on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Launches {
+    /// Every kernel by itself
+    Each,
+    /// A step that repeats as CUDA graphs
+    Graphs,
+    /// As `graphs`; a kernel may begin before the kernel in front of it has ended
+    Dependent,
+}
+
+impl Launches {
+    pub const ALL: [Self; 3] = [Self::Each, Self::Graphs, Self::Dependent];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Each => "each",
+            Self::Graphs => "graphs",
+            Self::Dependent => "dependent",
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file [default: the bundled pair]
@@ -26,12 +49,9 @@ pub struct BenchArgs {
     /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
     #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
     pub products: ProductsChoice,
-    /// Launch every kernel of a GPU by itself, instead of steps that repeat as CUDA graphs. No result depends on it
-    #[arg(long, help_heading = "Model")]
-    pub no_graphs: bool,
-    /// Let no kernel of a GPU begin before the kernel in front of it has ended. No result depends on it
-    #[arg(long, help_heading = "Model")]
-    pub no_dependent_launches: bool,
+    /// Ways to launch the kernels of a GPU; each way is timed [default: all three]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WAY,WAY,…", help_heading = "Model")]
+    pub launches: Vec<Launches>,
     /// Rounding of activations and KV cache on the CPU; a GPU always uses bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,

@@ -11,12 +11,12 @@ mod work;
 use std::io::{self, Write};
 
 use flexdraft::decode::{CostModel, DecodeError, Engine, EngineOptions, Mode, ProbeOptions};
-use flexdraft::device::gpu::{self, CudaOptions, Gpu};
+use flexdraft::device::gpu::{self, CublasLt, CudaOptions, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::model::{Model, QuantizedWeights};
 
 pub use self::args::BenchArgs;
-use self::args::StepMode;
+use self::args::{Launches, StepMode};
 use self::case::{Case, Repeats};
 use self::peaks::{CpuPeaks, Peaks};
 use self::report::{Header, Measured, Report, Skipped};
@@ -47,10 +47,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         DeviceChoice::Cuda(ordinal) => {
             let quantized = device::quantized_on_gpu(args.weights)?;
             let peaks = gpu::Peaks::of_device(ordinal)?;
+            let asked = if args.launches.is_empty() { &Launches::ALL[..] } else { &args.launches };
             let options = CudaOptions {
                 algorithms: args.products.into(),
-                graphs: !args.no_graphs,
-                dependent_launches: !args.no_dependent_launches,
+                graphs: asked.iter().any(|&way| way != Launches::Each),
+                dependent_launches: asked.contains(&Launches::Dependent),
             };
             let machine = Machine {
                 name: format!("cuda:{ordinal}, {}", peaks.device),
@@ -59,7 +60,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 storage: Storage { kv: 2, weight: Some(2) },
                 peaks: Peaks::Gpu(peaks),
             };
-            bench_on(args, quantized, Gpu::cuda_with(ordinal, options)?, machine)
+            bench_on(args, quantized, Gpu::cuda_with(ordinal, options)?, machine, &ways_of_a_gpu(asked))
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let precision: Precision = args.dtype.into();
@@ -74,16 +75,34 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 peaks: Peaks::Cpu(CpuPeaks::measure(device.threads(), memory)),
             };
             let quantized = args.weights.unwrap_or(WeightsChoice::Keep).into();
-            bench_on(args, quantized, device, machine)
+            bench_on(args, quantized, device, machine, &[Way { name: None, choose: Box::new(|_| ()) }])
         }
     }
 }
 
-fn bench_on(
+/// A way to launch the kernels of a step, with its name if the device has several ways.
+struct Way<D> {
+    name: Option<&'static str>,
+    /// Makes the device launch in this way.
+    choose: Box<dyn Fn(&D)>,
+}
+
+fn ways_of_a_gpu(asked: &[Launches]) -> Vec<Way<Gpu<CublasLt>>> {
+    let way = |&launches: &Launches| Way {
+        name: Some(launches.name()),
+        choose: Box::new(move |device: &Gpu<CublasLt>| {
+            device.choose_launches(launches != Launches::Each, launches == Launches::Dependent);
+        }) as Box<dyn Fn(&Gpu<CublasLt>)>,
+    };
+    asked.iter().map(way).collect()
+}
+
+fn bench_on<D: Device>(
     args: &BenchArgs,
     quantized: QuantizedWeights,
-    device: impl Device,
+    device: D,
     machine: Machine,
+    ways: &[Way<D>],
 ) -> Result<()> {
     let (weights, model) = weights(args, quantized)?;
     let trained = weights.drafter.as_ref().map_or(1, |drafter| drafter.config.block_size);
@@ -122,7 +141,7 @@ fn bench_on(
     // A GPU has its own copy of the weights; a CPU shares them with the host.
     drop(weights);
     let (peaks, tau, repeats) = (header.peaks, args.tau, repeats(args));
-    let mut bench = Bench { model: &model, sizes, peaks, cost, tau, repeats };
+    let mut bench = Bench { model: &model, sizes, peaks, ways, cost, tau, repeats };
     for &context in &args.context {
         for &batch in &args.batch {
             bench.case(&asked, batch, context, &mut report)?;
@@ -162,7 +181,8 @@ struct Bench<'a, D: Device> {
     model: &'a Model<D>,
     sizes: Sizes,
     peaks: Peaks,
-    /// The expected durations of steps, fitted to every step that was timed.
+    ways: &'a [Way<D>],
+    /// The expected durations of steps that are launched in the last way, fitted to every such step that was timed.
     cost: Option<CostModel>,
     tau: f64,
     repeats: Repeats,
@@ -188,18 +208,21 @@ impl<D: Device> Bench<'_, D> {
         for step in steps {
             // A step that reads a prompt starts without cached tokens.
             let start = if step.mode == StepMode::Prefill { 0 } else { context };
-            match if_it_fits(case.time(&step, start, self.repeats))? {
-                Ok(times) => {
-                    let work = self.sizes.work(&step, batch, start);
-                    let mut measured = Measured::new(&step, shape, times, self.tau, &work, &self.peaks);
-                    if let Some(cost) = &mut self.cost {
-                        let shape = step.shape(batch, start);
-                        measured.expected_seconds = Some(cost.seconds(&shape));
-                        cost.observe(&shape, times.step);
+            for (i, way) in self.ways.iter().enumerate() {
+                (way.choose)(self.model.device());
+                match if_it_fits(case.time(&step, start, self.repeats))? {
+                    Ok(times) => {
+                        let work = self.sizes.work(&step, batch, start);
+                        let mut measured = Measured::new(&step, shape, times, self.tau, &work, &self.peaks);
+                        if let Some(cost) = self.cost.as_mut().filter(|_| i + 1 == self.ways.len()) {
+                            let shape = step.shape(batch, start);
+                            measured.expected_seconds = Some(cost.seconds(&shape));
+                            cost.observe(&shape, times.step);
+                        }
+                        report.measured(&measured.launched(way.name))?;
                     }
-                    report.measured(&measured)?;
+                    Err(why) => report.skipped(&Skipped::step(&step, shape, why).launched(way.name))?,
                 }
-                Err(why) => report.skipped(&Skipped::step(&step, shape, why))?,
             }
         }
         Ok(())
@@ -253,7 +276,9 @@ mod tests {
         let repeats = Repeats { least: 1, most: 1, ..Repeats::QUICK };
         let cost = Some(CostModel::default());
         let peaks = Peaks::Gpu(peaks);
-        let mut bench = Bench { model: &model, sizes, peaks: peaks.clone(), cost, tau: 3.0, repeats };
+        let ways = [Way { name: None, choose: Box::new(|_| ()) }];
+        let mut bench =
+            Bench { model: &model, sizes, peaks: peaks.clone(), ways: &ways, cost, tau: 3.0, repeats };
         let kind = model.drafter_kind();
         let asked = Asked::new(&[], &[1, 2], &[Groups::All, Groups::Longest(1)], 4, kind);
         let header = Header {

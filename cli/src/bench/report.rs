@@ -51,7 +51,8 @@ pub struct Measured {
     /// Number of repetitions, whose medians are the times.
     pub steps: usize,
     pub step_seconds: f64,
-    /// Seconds that a cost model expected before it knew this step; `null` without a probe.
+    /// Seconds that a cost model expected before it knew this step; `null` without a probe, and for all ways to launch the
+    /// step but the last.
     pub expected_seconds: Option<f64>,
     /// Seconds until the host had submitted the step; `null` on a synchronous device.
     pub submit_seconds: Option<f64>,
@@ -63,6 +64,9 @@ pub struct Measured {
     pub share_of_floor: f64,
     /// The limit that sets the floor: `memory` or `arithmetic`.
     pub bound_by: &'static str,
+    /// The way in which the step's kernels were launched, if the device has several ways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launches: Option<&'static str>,
 }
 
 impl Measured {
@@ -95,7 +99,13 @@ impl Measured {
             floor_seconds,
             share_of_floor: floor_seconds / times.step,
             bound_by: if memory >= arithmetic { "memory" } else { "arithmetic" },
+            launches: None,
         }
+    }
+
+    /// Returns the same measurements, of a step whose kernels were launched in the way `launches`.
+    pub fn launched(self, launches: Option<&'static str>) -> Self {
+        Self { launches, ..self }
     }
 }
 
@@ -111,12 +121,15 @@ pub struct Skipped {
     pub groups: Option<usize>,
     /// The reason for skipping the step.
     pub skipped: String,
+    /// The way in which the step's kernels were launched, as in [`Measured`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launches: Option<&'static str>,
 }
 
 impl Skipped {
     /// Returns the record of a batch size and context length whose steps were all skipped, because of `why`.
     pub fn case((batch, context): (usize, usize), why: String) -> Self {
-        Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why }
+        Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why, launches: None }
     }
 
     /// Returns the record of a single step that was skipped, because of `why`.
@@ -128,6 +141,11 @@ impl Skipped {
             ..Self::case((batch, context), why)
         }
     }
+
+    /// Returns the same record, of a step whose kernels were launched in the way `launches`.
+    pub fn launched(self, launches: Option<&'static str>) -> Self {
+        Self { launches, ..self }
+    }
 }
 
 /// Writes the report's lines.
@@ -136,6 +154,8 @@ pub struct Report<W: Write> {
     json: bool,
     /// Label at the end of every line, which says that the results are not lossless; `None` if they are lossless.
     label: Option<&'static str>,
+    /// Whether the table has a column of expected times.
+    expects: bool,
     /// Errors of the expected times, as fractions of the measured times.
     errors: Vec<f64>,
 }
@@ -143,7 +163,7 @@ pub struct Report<W: Write> {
 impl<W: Write> Report<W> {
     /// Creates a report that begins with `header`.
     pub fn new(out: W, json: bool, header: &Header) -> Result<Self> {
-        let mut report = Self { out, json, label: None, errors: Vec::new() };
+        let mut report = Self { out, json, label: None, expects: header.expects, errors: Vec::new() };
         report.line(header, || header_text(header))?;
         Ok(Self { label: header.label, ..report })
     }
@@ -151,7 +171,8 @@ impl<W: Write> Report<W> {
     pub fn measured(&mut self, measured: &Measured) -> Result<()> {
         let error = |expected: f64| (expected / measured.step_seconds - 1.0).abs();
         self.errors.extend(measured.expected_seconds.map(error));
-        self.line(measured, || measured_text(measured))
+        let expects = self.expects;
+        self.line(measured, || measured_text(measured, expects))
     }
 
     pub fn skipped(&mut self, skipped: &Skipped) -> Result<()> {
@@ -220,14 +241,19 @@ fn header_text(header: &Header) -> String {
     )
 }
 
-fn measured_text(measured: &Measured) -> String {
+fn measured_text(measured: &Measured, expects: bool) -> String {
     let Measured { mode, context, batch, verify_len, groups, step_seconds, tokens_per_second, .. } = measured;
     let submit = measured.submit_seconds.map_or(String::new(), |s| format!("  {:>9.2}", s * 1e3));
-    let expected = measured.expected_seconds.map_or(String::new(), |s| format!("  {:>11.2}", s * 1e3));
+    let expected = match measured.expected_seconds {
+        Some(seconds) => format!("  {:>11.2}", seconds * 1e3),
+        None if expects => format!("  {:>11}", "-"),
+        None => String::new(),
+    };
     let (step, share) = (step_seconds * 1e3, measured.share_of_floor * 100.0);
+    let launches = measured.launches.map_or(String::new(), |launches| format!("  {launches}"));
     format!(
         "{context:>7}  {batch:>5}  {mode:<10}  {verify_len:>2}  {groups:>6}  {step:>7.2}{expected}{submit}  \
-         {tokens_per_second:>9.1}  {share:.0}% ({})\n",
+         {tokens_per_second:>9.1}  {share:.0}% ({}){launches}\n",
         measured.bound_by
     )
 }
@@ -235,8 +261,9 @@ fn measured_text(measured: &Measured) -> String {
 fn skipped_text(skipped: &Skipped) -> String {
     let Skipped { context, batch, .. } = skipped;
     let number = |number: Option<usize>| number.map_or(String::new(), |number| number.to_string());
+    let launches = skipped.launches.map_or(String::new(), |launches| format!("{launches} "));
     format!(
-        "{context:>7}  {batch:>5}  {:<10}  {:>2}  {:>6}  skipped: {}\n",
+        "{context:>7}  {batch:>5}  {:<10}  {:>2}  {:>6}  {launches}skipped: {}\n",
         skipped.mode.unwrap_or("all"),
         number(skipped.verify_len),
         number(skipped.groups),
@@ -324,6 +351,18 @@ mod tests {
         });
         assert_eq!(lines[2], skipped);
         assert_eq!((&lines[3]["mode"], &lines[3]["batch"]), (&serde_json::Value::Null, &64.into()));
+    }
+
+    #[test]
+    fn lines_of_a_way_to_launch() {
+        let mut out = Vec::new();
+        let mut report = Report::new(&mut out, false, &header(gpu())).unwrap();
+        report.measured(&measured(&gpu()).launched(Some("graphs"))).unwrap();
+        let skipped = Skipped::step(&Step::sequential(3, 16), (64, 8192), "out of memory".into());
+        report.skipped(&skipped.launched(Some("each"))).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("50% (memory)  graphs\n"), "{text}");
+        assert!(text.contains("  each skipped: out of memory\n"), "{text}");
     }
 
     #[test]

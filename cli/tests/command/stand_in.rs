@@ -49,17 +49,24 @@ fn generated(args: &[&str], policies: &[(&str, &str)]) -> Vec<Sample> {
     run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Decodes as [`generated`] does, and also returns the number of driver calls by name.
-fn counted(args: &[&str], policies: &[(&str, &str)]) -> (Vec<Sample>, BTreeMap<String, u64>) {
+/// Returns what `run` returns under one more policy, and the number of driver calls by name.
+fn counting<T>(
+    policies: &[(&str, &str)],
+    run: impl FnOnce(&[(&str, &str)]) -> T,
+) -> (T, BTreeMap<String, u64>) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let calls = [("CALLS", file.path().to_str().unwrap())];
-    let samples = generated(args, &[policies, &calls].concat());
+    let result = run(&[policies, &[("CALLS", file.path().to_str().unwrap())]].concat());
     let lines = std::fs::read_to_string(file.path()).unwrap();
     let count = |line: &str| {
         let (name, count) = line.split_once(' ').unwrap();
         (name.to_owned(), count.parse().unwrap())
     };
-    (samples, lines.lines().map(count).collect())
+    (result, lines.lines().map(count).collect())
+}
+
+/// Decodes as [`generated`] does, and also returns the number of driver calls by name.
+fn counted(args: &[&str], policies: &[(&str, &str)]) -> (Vec<Sample>, BTreeMap<String, u64>) {
+    counting(policies, |policies| generated(args, policies))
 }
 
 /// The compared result of a request: its tokens, and every drafted block with the bits of its confidences.
@@ -228,15 +235,27 @@ fn auto_refuses_a_gpu_with_a_broken_kernel() {
 fn the_steps_are_measured() {
     let args =
         ["bench", "--synthetic", "tiny", "--quick", "--json", "--device", "cuda:0", "--mode", "ar,parallel"];
-    let Run { code, stdout, stderr } = on_stand_in(&args, &[("SKIP", "large")]);
+    let ran = counting(&[("SKIP", "large")], |policies| on_stand_in(&args, policies));
+    let (Run { code, stdout, stderr }, calls) = ran;
     assert_eq!(code, Some(0), "{stderr}");
     let lines: Vec<serde_json::Value> =
         stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines[0]["device"].as_str().unwrap().contains("H100"), "{stdout}");
-    assert!(
-        lines.len() == 3 && lines[1..].iter().all(|line| line["step_seconds"].as_f64().unwrap() > 0.0),
-        "{stdout}"
-    );
+    let steps: Vec<_> = lines[1..]
+        .iter()
+        .map(|line| {
+            assert!(line["step_seconds"].as_f64().unwrap() > 0.0, "{line}");
+            ["mode", "launches"].map(|key| line[key].as_str().unwrap())
+        })
+        .collect();
+    let launches = ["each", "graphs", "dependent"];
+    let expected: Vec<_> =
+        ["ar", "parallel"].into_iter().flat_map(|mode| launches.map(|launches| [mode, launches])).collect();
+    assert_eq!(steps, expected);
+    // Each way makes the driver's calls that it is named after.
+    let count = |name| calls.get(name).copied().unwrap_or(0);
+    assert!(count("cuLaunchKernel") > 0 && count("cuLaunchKernelEx") > 0, "{calls:?}");
+    assert!(count("cuGraphLaunch") > count("cuGraphUpload"), "{calls:?}");
 }
 
 #[test]

@@ -204,6 +204,7 @@ impl Driver {
         let calls = self.calls.entry(name).or_default();
         *calls += 1;
         if self.policy.failure.as_ref().is_some_and(|failure| failure.call == name && failure.nth == *calls) {
+            eprintln!("stand-in: {name} fails by a policy");
             return Err(Refusal { code: failure_of(name), reason: "this call fails by a policy".into() });
         }
         if !self.initialized && name != "cuInit" {

@@ -59,6 +59,12 @@ impl Gpu<CublasLt> {
         Self::new_on(&context, &stream, options)
     }
 
+    /// Chooses how kernels are launched from now on, for a comparison of the ways: as graphs, and early. A way that the
+    /// device was opened without stays off. Results do not depend on it.
+    pub fn choose_launches(&self, graphs: bool, dependent_launches: bool) {
+        self.context.runtime().choose_launches(graphs, dependent_launches);
+    }
+
     /// Makes a device that puts all its work on the caller's `stream`, a stream of `context`. Both may have other
     /// uses. cudarc keeps the device's memory in order with them by events, unless the caller has
     /// [turned events off](CudaContext::disable_event_tracking). Without events, launches take less host time, and

@@ -4,6 +4,7 @@ use std::mem::ManuallyDrop;
 
 use super::context::Context;
 use super::pass_memory::PassMemory;
+use super::scratch::Scratch;
 use crate::device::DeviceError;
 use crate::kernels::Paging;
 use crate::layout::Pass;
@@ -17,15 +18,22 @@ pub struct UploadedPass<'a, R: Runtime> {
 }
 
 impl<'a, R: Runtime> UploadedPass<'a, R> {
-    /// Uploads the tables of `layout`.
-    pub(super) fn new(
+    /// Uploads the tables of `layout`, a drafting pass that its step did not announce, and gathers the launches behind the
+    /// upload.
+    pub(super) fn late(
         context: &'a Context<R>,
         layout: &Pass<'_>,
         paging: Paging,
     ) -> Result<Self, DeviceError> {
         let mut pass = Self::reserved(context, layout)?;
-        let (runtime, stream) = context.queue();
-        pass.memory.tables_mut().upload(runtime, stream, layout, paging)?;
+        let mut scratch = context.scratch();
+        let Scratch { late_pass, staging, .. } = &mut *scratch;
+        late_pass.clear();
+        let words = late_pass.push(pass.words(layout, paging)?);
+        late_pass.upload(context.queue(), staging)?;
+        context.runtime().gather_launches(&context.stream)?;
+        late_pass.fetch(context.queue(), &words, pass.memory.tables_mut())?;
+        drop(scratch);
         Ok(pass)
     }
 

@@ -69,6 +69,11 @@ impl<R: Runtime> StepReport<R> {
         self.rows
     }
 
+    /// Returns whether the host has read all draft rows.
+    pub(super) fn is_read(&self) -> bool {
+        self.read == self.rows
+    }
+
     fn verdict_words(&self) -> Range<usize> {
         ERROR_WORDS..ERROR_WORDS + self.batch * VERDICT_WORDS
     }

@@ -114,7 +114,7 @@ impl<'a, P: Products> GpuVerification<'a, P> {
             Some(uploaded) => uploaded,
             None => {
                 check::drafting_pass(drafting)?;
-                UploadedPass::new(context, pass, cache.paging())?
+                UploadedPass::late(context, pass, cache.paging())?
             }
         };
         if verdicts.is_empty() || results.known.is_some() {
@@ -167,7 +167,13 @@ impl<'a, P: Products> GpuVerification<'a, P> {
                 selected.block = None;
                 selected.late.clear();
                 selected.tables = SelectionTables::stage(&mut selected.late, tables, report.batch())?;
-                selected.late.upload(context.queue(), &mut context.scratch().staging)?;
+                let staging = &mut context.scratch().staging;
+                // Gathered launches use the tables of an earlier selection only if the host has not read its drafts.
+                if known.is_some() && report.is_read() {
+                    selected.late.upload_ahead(context.queue(), staging)?;
+                } else {
+                    selected.late.upload(context.queue(), staging)?;
+                }
             }
         }
         let (count, rows) = (selected.tables.drafts.len(), selected.tables.row_sampling.len());

@@ -6,7 +6,7 @@ use super::frequencies::Frequencies;
 use super::memory::GrowableMemory;
 use super::pass_memory::PassMemory;
 use super::table_block::TableBlock;
-use super::tables::CachedTable;
+use super::tables::{CachedTable, StagedTables};
 use crate::device::DeviceError;
 use crate::runtime::{Runtime, Staging, ViewMut};
 
@@ -31,6 +31,8 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) error: GrowableMemory<R, u64>,
     /// The frequencies of the rotation that was used last.
     pub(super) frequencies: Frequencies<R>,
+    /// The tables of a drafting pass that the step did not announce.
+    pub(super) late_pass: StagedTables<R>,
     /// Host memory through which tables and reports are copied.
     pub(super) staging: Staging,
     /// The tables of the step that began last.
@@ -51,6 +53,7 @@ impl<R: Runtime> Default for Scratch<R> {
             read_rows: GrowableMemory::default(),
             error: GrowableMemory::default(),
             frequencies: Frequencies::default(),
+            late_pass: StagedTables::default(),
             staging: Staging::default(),
             block: Arc::default(),
             passes: Vec::new(),

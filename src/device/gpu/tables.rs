@@ -103,6 +103,18 @@ impl<R: Runtime> StagedTables<R> {
         Ok(runtime.upload_staged(stream, &self.host, memory, staging)?)
     }
 
+    /// Uploads all tables in one copy, like [`upload`](Self::upload). No gathered launch uses the tables' memory, so launches
+    /// are gathered on.
+    pub(super) fn upload_ahead(
+        &mut self,
+        queue: (&R, &R::Stream),
+        staging: &mut Staging,
+    ) -> Result<(), DeviceError> {
+        let memory = self.memory.reserve(queue, self.host.len())?;
+        let (runtime, stream) = queue;
+        Ok(runtime.upload_ahead(stream, &self.host, memory, staging)?)
+    }
+
     /// Copies the words of a forward pass from this memory to the pass's own tables.
     pub(super) fn fetch(
         &self,

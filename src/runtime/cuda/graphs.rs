@@ -92,6 +92,8 @@ struct ListGraph {
 #[derive(Default)]
 struct State {
     gathering: bool,
+    /// Whether launches are never gathered, by the caller's choice.
+    off: bool,
     /// Whether the step has put a list on the stream.
     begun: bool,
     pending: Vec<QueuedWork>,
@@ -143,10 +145,21 @@ impl GraphQueue {
         result
     }
 
+    /// Chooses whether later calls of [`gather`](Self::gather) gather.
+    #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
+    pub(super) fn turn(&self, on: bool) {
+        self.with(|state, _| state.off = !on);
+    }
+
+    /// Returns whether launches may be gathered.
+    pub(super) fn is_on(&self) -> bool {
+        self.with(|state, _| !state.off)
+    }
+
     /// Begins to gather.
     pub(super) fn gather(&self) -> Result<(), RuntimeError> {
         self.finish()?;
-        self.with(|state, _| (state.gathering, state.begun) = (!state.closed, false));
+        self.with(|state, _| (state.gathering, state.begun) = (!state.closed && !state.off, false));
         Ok(())
     }
 

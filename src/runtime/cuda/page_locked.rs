@@ -56,6 +56,11 @@ impl PageLocked {
         self.read
     }
 
+    /// Notes that `stream` has run all its copies.
+    pub(in crate::runtime) fn finished_on(&mut self, stream: &Arc<CudaStream>) {
+        self.read &= !Arc::ptr_eq(&self.stream, stream);
+    }
+
     /// Copies `words` into this memory, and from there to `to` when the stream has run its earlier work. The caller has
     /// checked that the words fit both, and that nothing [reads](Self::is_being_read) this memory. The stream is not
     /// captured if it is `own`, which no caller can capture.

@@ -5,7 +5,7 @@ use std::fs;
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
-use flexdraft::device::gpu::{CpuProducts, Gpu, Peaks};
+use flexdraft::device::gpu::{CpuProducts, CudaOptions, Gpu, Peaks, ProductAlgorithms};
 use flexdraft::device::{AttentionShape, Device, Rope};
 use flexdraft::device_selection::self_test;
 use flexdraft::kernels::Kernels;
@@ -14,9 +14,20 @@ use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 
-use crate::process::{succeeds, this_test};
+use crate::process::{Ended, ended, succeeds, this_test};
 
-fn config() -> ModelConfig {
+/// Options without a trial of algorithms, in which the number of calls depends on times.
+const WITHOUT_TRIAL: CudaOptions =
+    CudaOptions { algorithms: ProductAlgorithms::Any, graphs: true, dependent_launches: true };
+
+/// What the stand-in prints when a call fails by a policy.
+const FAILS: &str = "fails by a policy";
+
+/// What a process prints before and after each step, so that its output shows when a call failed.
+const STEP_BEGINS: &str = "a step begins";
+const STEP_ENDS: &str = "a step ends";
+
+pub fn config() -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Qwen3,
         hidden_size: 64,
@@ -56,7 +67,10 @@ fn decoded_in(mode: Mode, device: impl Device) -> (Vec<Vec<u32>>, usize) {
     }
     let (mut tokens, mut failures) = (HashMap::new(), 0);
     while !engine.is_idle() {
-        match engine.step() {
+        eprintln!("{STEP_BEGINS}");
+        let stepped = engine.step();
+        eprintln!("{STEP_ENDS}");
+        match stepped {
             Ok(committed) => {
                 for committed in committed {
                     tokens.entry(committed.id).or_insert_with(Vec::new).extend(committed.tokens);
@@ -121,38 +135,56 @@ fn no_kernel_begins_too_early() {
 fn a_failed_call_changes_no_token() {
     let counted = tempfile::NamedTempFile::new().unwrap();
     let path = counted.path().to_str().unwrap();
-    succeeds(this_test!(), "none", &[("CALLS", path)], || {
-        assert_eq!(decoded(Gpu::cuda(0).unwrap()), (expected(Mode::Parallel), 0));
+    succeeds(this_test!(), "none", &[("CALLS", path), ("STREAMS", "late")], || {
+        assert_eq!(decoded(Gpu::cuda_with(0, WITHOUT_TRIAL).unwrap()), (expected(Mode::Parallel), 0));
     });
     let counts = fs::read_to_string(path).unwrap();
-    for call in [
-        "cuMemcpyHtoDAsync",
-        "cuMemcpyDtoHAsync",
-        "cuMemcpyDtoDAsync",
-        "cuMemAllocAsync",
-        "cuLaunchKernelEx",
-        "cuStreamIsCapturing",
-        "cuStreamSynchronize",
-        "cublasLtMatmul",
-        "cuMemHostAlloc",
-        "cuStreamBeginCapture",
-        "cuGraphInstantiate",
-        "cuGraphLaunch",
+    let mut outside = Vec::new();
+    // Each call, with the number of calls of its name behind the late one.
+    for (call, behind) in [
+        ("cuMemcpyHtoDAsync", 8),
+        ("cuMemcpyDtoHAsync", 8),
+        ("cuMemcpyDtoDAsync", 8),
+        ("cuMemAllocAsync", 8),
+        ("cuLaunchKernelEx", 8),
+        ("cuStreamIsCapturing", 8),
+        ("cuStreamSynchronize", 20),
+        ("cublasLtMatmul", 8),
+        ("cuMemHostAlloc", 0),
+        ("cuStreamBeginCapture", 0),
+        ("cuGraphInstantiate", 0),
+        ("cuGraphLaunch", 4),
     ] {
         // The process that runs a case counts no calls, and needs no policy.
         let line = counts.lines().find_map(|line| line.strip_prefix(call)?.strip_prefix(' '));
         let count: u64 = line.map_or(1, |count| count.parse().unwrap());
-        // The first calls belong to the loading of the model, the last ones to a step.
-        for (case, nth) in [("early", 1 + count / 3), ("late", count - count.min(60) / 7)] {
+        // The first calls belong to the loading of the model, the late ones to a step.
+        for (case, nth) in [("early", 1 + count / 3), ("late", count.saturating_sub(behind).max(1))] {
             let policies = [("FAIL", &*format!("{call}:{nth}")), ("STREAMS", "late")];
-            succeeds(this_test!(), &format!("{call} {case}"), &policies, || {
-                let Ok(device) = Gpu::cuda(0) else { return };
+            let Ended { status, stderr } = ended(this_test!(), &format!("{call} {case}"), &policies, || {
+                let options = if case == "late" { WITHOUT_TRIAL } else { CudaOptions::default() };
+                let Ok(device) = Gpu::cuda_with(0, options) else { return };
                 let (tokens, failures) = decoded(device);
                 // A failed call that the device makes up for, such as a call in a trial of algorithms, is no failure of
                 // the step.
                 assert!(failures <= 1, "{failures}");
                 assert!(tokens.is_empty() || tokens == expected(Mode::Parallel), "{tokens:?}");
             });
+            // A process that runs a case ends in it, or goes on behind another case without output.
+            if stderr.is_empty() {
+                continue;
+            }
+            assert!(status.success(), "{call} {case}: {status}\n{stderr}");
+            let Some((before, _)) = stderr.split_once(FAILS) else {
+                outside.push(format!("{call}:{nth} of {count}, which never comes"));
+                continue;
+            };
+            let in_step = before.matches(STEP_BEGINS).count() > before.matches(STEP_ENDS).count();
+            // Steps upload through memory of their own, and ask nothing about captures.
+            if !in_step && case == "late" && call != "cuStreamIsCapturing" {
+                outside.push(format!("{call}:{nth} of {count}"));
+            }
         }
     }
+    assert!(outside.is_empty(), "calls that fail outside of a step: {outside:?}");
 }

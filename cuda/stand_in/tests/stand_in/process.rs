@@ -10,7 +10,7 @@ use flexdraft::runtime::Cuda;
 use tempfile::TempDir;
 
 /// The environment variable that names the case that a process runs.
-const CASE: &str = "FLEXDRAFT_STAND_IN_CASE";
+pub const CASE: &str = "FLEXDRAFT_STAND_IN_CASE";
 
 /// The text that a case prints when it is done.
 const DONE: &str = "the case is done";
