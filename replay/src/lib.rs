@@ -7,6 +7,8 @@
 pub mod load;
 pub mod machine;
 pub mod oracle;
+pub mod pair;
+pub mod paired;
 pub mod probe;
 pub mod record;
 pub mod recording;

@@ -3,6 +3,7 @@
 //! ```text
 //! flexdraft-replay record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat] > recordings/PAIR.txt
 //! flexdraft-replay run [quick]
+//! flexdraft-replay paired TARGET DRAFTER PROMPTS REPETITIONS [chat] [sampled]
 //! ```
 
 use std::error::Error;
@@ -13,12 +14,15 @@ use std::{env, fs};
 use flexdraft::decode::Flex;
 use flexdraft_replay::load::Load;
 use flexdraft_replay::machine::Machine;
+use flexdraft_replay::pair::PairFiles;
+use flexdraft_replay::paired::{PairedResult, PairedRuns, paired_runs};
 use flexdraft_replay::probe::probed;
 use flexdraft_replay::record::{Settings, record};
 use flexdraft_replay::recording::Recording;
 use flexdraft_replay::report;
 
-const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]` or `run [quick]`";
+const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]`, `run [quick]` or `paired TARGET \
+                     DRAFTER PROMPTS REPETITIONS [chat] [sampled]`";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -28,6 +32,9 @@ fn main() -> ExitCode {
             write_recording(pair, [target, drafter, prompts], [count, tokens], more == ["chat"])
         }
         ["run", ref more @ ..] => run(more),
+        ["paired", target, drafter, prompts, repetitions, ref more @ ..] => {
+            paired([target, drafter, prompts], repetitions, more)
+        }
         _ => Err(USAGE.into()),
     };
     match done {
@@ -46,12 +53,20 @@ fn write_recording(
     chat: bool,
 ) -> Result<(), Box<dyn Error>> {
     let [target, drafter, prompts] = files.map(Path::new);
-    let settings =
-        Settings { target, drafter, prompts, chat, count: counts[0].parse()?, tokens: counts[1].parse()? };
+    let files = PairFiles { target, drafter, prompts, chat };
+    let settings = Settings { files, count: counts[0].parse()?, tokens: counts[1].parse()? };
     let recording = record(pair, settings)?;
     eprintln!("{}: acceptance length {:.3}", recording.pair, recording.acceptance_length());
     print!("{}", recording.text());
     Ok(())
+}
+
+fn paired(files: [&str; 3], repetitions: &str, more: &[&str]) -> Result<(), Box<dyn Error>> {
+    let [target, drafter, prompts] = files.map(Path::new);
+    let files = PairFiles { target, drafter, prompts, chat: more.contains(&"chat") };
+    let (repetitions, sampled) = (repetitions.parse()?, more.contains(&"sampled"));
+    println!("{}", PairedResult::header());
+    paired_runs(&PairedRuns { files, repetitions, sampled }, |result| println!("{}", result.text()))
 }
 
 fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {

@@ -2,16 +2,11 @@
 //! that followed.
 
 use std::error::Error;
-use std::fs;
-use std::path::Path;
 
 use flexdraft::decode::{BatchView, BlockRecord, Choice, Engine, EngineOptions, Policy, Record, Request};
-use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::layout::GroupSet;
-use flexdraft::model::{
-    ChatMessage, ChatTemplate, DrafterWeights, LoadError, Model, TargetWeights, TemplateVariables, Tokenizer,
-};
 
+use crate::pair::{Pair, PairFiles};
 use crate::recording::{Draft, Recording};
 
 /// A policy that drafts after every step and verifies nothing, so that every position has a draft.
@@ -34,14 +29,8 @@ impl Policy for EveryPosition {
 /// The settings of a recording.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// The target's directory or GGUF file.
-    pub target: &'a Path,
-    /// The drafter's directory.
-    pub drafter: &'a Path,
-    /// A file with one JSON object per line, each with a `prompt`.
-    pub prompts: &'a Path,
-    /// Whether the target's chat template renders each prompt.
-    pub chat: bool,
+    /// The pair and its prompts.
+    pub files: PairFiles<'a>,
     /// Number of prompts, taken at equal distances from the file.
     pub count: usize,
     /// Number of new tokens per prompt.
@@ -54,25 +43,13 @@ pub struct Settings<'a> {
 ///
 /// Errors of the files and of the engine.
 pub fn record(pair: &str, settings: Settings<'_>) -> Result<Recording, Box<dyn Error>> {
-    let target = TargetWeights::read(settings.target)?;
-    let drafter = DrafterWeights::read(settings.drafter, &target.config)?;
-    let tokenizer = Tokenizer::read(settings.target, target.config.vocab_size)?;
-    let template = if settings.chat { Some(ChatTemplate::read(settings.target)?) } else { None };
-    let (block_size, stop_ids) = (drafter.config.block_size, target.config.eos_ids.clone());
-    let model = Model::new(Cpu::new(CpuOptions::default())?, &target, Some(&drafter))?;
+    let Settings { files, count, tokens } = settings;
+    let Pair { model, block_size, stop_ids, prompts } = Pair::load(files, count)?;
     let mut engine =
         Engine::new(model, EveryPosition, EngineOptions { max_batch: 8, ..EngineOptions::default() })?;
-    let text = fs::read_to_string(settings.prompts)?;
-    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
     let mut ids = Vec::new();
-    for line in lines.iter().step_by((lines.len() / settings.count.max(1)).max(1)).take(settings.count) {
-        let line: serde_json::Value = serde_json::from_str(line)?;
-        let prompt = line["prompt"].as_str().ok_or("a line of the prompts has no `prompt`")?;
-        let prompt = match &template {
-            Some(template) => tokenizer.encode(&chat(template, prompt)?, false)?,
-            None => tokenizer.encode(prompt, true)?,
-        };
-        let request = Request::new(prompt, settings.tokens);
+    for prompt in prompts {
+        let request = Request::new(prompt, tokens);
         ids.push(engine.add(Request { record: true, stop_ids: stop_ids.clone(), ..request })?);
     }
     let mut steps = vec![Vec::new(); ids.len()];
@@ -99,11 +76,4 @@ pub fn record(pair: &str, settings: Settings<'_>) -> Result<Recording, Box<dyn E
         blocks.iter().take(known).enumerate().map(draft).collect()
     });
     Ok(Recording { pair: pair.to_owned(), block_size, transcripts: transcripts.collect() })
-}
-
-/// Returns the text of a conversation that begins with one message of the user.
-fn chat(template: &ChatTemplate, prompt: &str) -> Result<String, LoadError> {
-    let mut user = TemplateVariables::new(&[ChatMessage::new("user", prompt)], true);
-    user.set("enable_thinking", false);
-    template.render(&user)
 }

@@ -3,6 +3,9 @@
 use crate::load::Kind;
 use crate::recording::{Draft, Random, Recording};
 
+/// The most cached positions with which a transcript of a sequence without end begins.
+const LONGEST: usize = 4096;
+
 /// A sequence of the replay.
 #[derive(Clone, Debug)]
 pub struct Seat<'a> {
@@ -24,10 +27,14 @@ pub struct Seat<'a> {
 }
 
 impl<'a> Seat<'a> {
-    /// Begins a transcript that is drawn at random.
-    pub(crate) fn begin(&mut self, recording: &'a Recording) {
+    /// Begins a transcript that is drawn at random. A sequence without end gets a drawn number of cached positions too. It
+    /// gets the same number whatever drives the replay, so that a fast driver does not pay for more positions.
+    pub(crate) fn begin(&mut self, recording: &'a Recording, context: usize) {
         self.transcript = &recording.transcripts[self.random.below(recording.transcripts.len())];
         (self.at, self.drafted) = (0, false);
+        if self.wanted == usize::MAX {
+            self.cached = context + self.random.below(LONGEST.saturating_sub(context).max(1));
+        }
     }
 
     /// Returns the draft that is pending, if there is one.

@@ -20,13 +20,13 @@ const OUTLIER: f64 = 8.0;
 const DRIFT: f64 = 2.0;
 /// Number of tokens of a prompt that arrives.
 const PROMPT: usize = 96;
-/// Number of cached positions at which a sequence without arrivals begins again.
-const LONGEST: usize = 4096;
 
 /// Decides the choices of a replay.
 pub enum Driver<'a> {
     /// A policy, which sees what the engine shows it.
     Policy(&'a mut dyn Policy),
+    /// A policy beside which the engine drafts for the requests that must draft, even if the policy never drafts.
+    Obliged(&'a mut dyn Policy),
     /// An oracle, which knows the machine and all match lengths.
     Oracle(Oracle<'a>),
 }
@@ -89,7 +89,7 @@ pub fn replay(
                 wanted,
                 absent,
             };
-            seat.begin(recording);
+            seat.begin(recording, load.context);
             seat
         })
         .collect();
@@ -120,8 +120,12 @@ pub fn replay(
             });
         }
         let batch = BatchView { sequences: &views, groups_allowed: true };
+        let must_draft = match driver {
+            Driver::Policy(policy) => policy.drafts(),
+            Driver::Obliged(_) | Driver::Oracle(_) => true,
+        };
         let mut choices = match driver {
-            Driver::Policy(policy) => policy.choose(&batch),
+            Driver::Policy(policy) | Driver::Obliged(policy) => policy.choose(&batch),
             Driver::Oracle(oracle) => {
                 let present: Vec<&Seat<'_>> = present.iter().map(|&seat| &seats[seat]).collect();
                 oracle.choose(&present, &batch, machine, read_before)
@@ -129,7 +133,8 @@ pub fn replay(
         };
         for (choice, view) in choices.iter_mut().zip(&views) {
             if !view.verify_len_is_free {
-                (choice.verify_len, choice.draft) = (view.verify_len, true);
+                choice.verify_len = view.verify_len;
+                choice.draft = must_draft;
             }
             choice.draft &= view.may_draft && view.draws;
             choice.verify_len = choice.verify_len.min(view.confidence.len());
@@ -143,7 +148,8 @@ pub fn replay(
         let reading: Vec<usize> = views.iter().map(|view| view.reads).collect();
         drop(views);
         for (index, (&seat, choice)) in present.iter().zip(&choices).enumerate() {
-            let (row, report) = advance(&mut seats[seat], recording, index, *choice, reading[index]);
+            let (row, report) =
+                advance(&mut seats[seat], (recording, load.context), index, *choice, reading[index]);
             tokens += report.committed;
             rows.push(row);
             steps.push(report);
@@ -153,7 +159,7 @@ pub fn replay(
                 (seat.number, seat.cached, seat.unread) = (numbers, 0, PROMPT);
                 seat.wanted = 20 + seat.random.below(160);
                 seat.absent = seat.random.below(40);
-                seat.begin(recording);
+                seat.begin(recording, 0);
             }
         }
         if others > 0 {
@@ -206,7 +212,7 @@ fn view<'a>(seat: &Seat<'a>, slots: usize) -> SequenceView<'a> {
 /// Applies a choice to a sequence.
 fn advance<'a>(
     seat: &mut Seat<'a>,
-    recording: &'a Recording,
+    (recording, context): (&'a Recording, usize),
     index: usize,
     choice: Choice,
     reads: usize,
@@ -234,12 +240,10 @@ fn advance<'a>(
     seat.drafted = choice.draft;
     if seat.wanted != usize::MAX {
         seat.wanted -= committed;
-    } else if seat.cached > LONGEST {
-        seat.cached -= LONGEST / 2;
     }
     if seat.at >= seat.transcript.len() {
         let drafted = seat.drafted;
-        seat.begin(recording);
+        seat.begin(recording, context);
         seat.drafted = drafted;
     }
     (row, report)

@@ -102,7 +102,9 @@ fn nothing_beats_the_oracle() {
             let load = Load { steps: 600, not_counted: 0, ..load };
             let modes = [Mode::Autoregressive, Mode::Sequential, Mode::Parallel];
             let best = modes
-                .map(|mut mode| replay(&mut Driver::Policy(&mut mode), &recording, &machine, &load, 1).rate())
+                .map(|mut mode| {
+                    replay(&mut Driver::Obliged(&mut mode), &recording, &machine, &load, 1).rate()
+                })
                 .into_iter()
                 .fold(0.0, f64::max);
             // Time costs on average about 1.5 times the noiseless time: the second half is slower, and there are outliers.
@@ -137,6 +139,9 @@ fn flex_is_as_good_as_the_best_mode() {
         (&bundled, &cpu, Load::all(16)[2], 0.95),
         (&bundled, &cpu, Load::all(16)[3], 0.95),
         (&bundled, &h100, Load::all(16)[4], 0.95),
+        (&bundled, &h100, Load::quiet(256), 0.98),
+        (&recording(), &small, Load::quiet(256), 0.98),
+        (&bundled, &cpu, Load { arrivals: true, ..Load::quiet(1) }, 0.95),
     ] {
         let line = found(recording, machine, load);
         if line.of_best_mode < least {
@@ -144,6 +149,51 @@ fn flex_is_as_good_as_the_best_mode() {
         }
     }
     assert!(below.is_empty(), "{}", below.join("\n"));
+}
+
+/// A request that must draft gets its drafts from every policy that drafts, and from no policy that never does.
+#[test]
+fn the_mode_without_drafts_never_drafts() {
+    let (recording, [h100, ..]) = (recording(), machines());
+    let load = Load { must_draft: 1, steps: 50, not_counted: 0, ..Load::quiet(2) };
+    let mut mode = Mode::Autoregressive;
+    let plain = replay(&mut Driver::Policy(&mut mode), &recording, &h100, &load, 1);
+    assert_eq!((plain.verified, plain.apart, plain.tokens), (0, 0, 100));
+    let obliged = replay(&mut Driver::Obliged(&mut mode), &recording, &h100, &load, 1);
+    assert!(obliged.verified > 0 && obliged.apart == 50, "{obliged:?}");
+}
+
+/// Drivers that commit more tokens per step read as many cached positions per token.
+#[test]
+fn cached_positions_do_not_depend_on_the_driver() {
+    let bundled = Recording::parse(include_str!("../recordings/bundled.txt")).unwrap();
+    let [h100, ..] = machines();
+    let load = Load { steps: 4000, ..Load::quiet(4) };
+    let mut means = Vec::new();
+    for mode in [Mode::Autoregressive, Mode::Sequential] {
+        let mut positions = Positions(mode, 0.0);
+        replay(&mut Driver::Policy(&mut positions), &bundled, &h100, &load, 1);
+        means.push(positions.1 / (load.steps * load.batch) as f64);
+    }
+    assert!((means[0] / means[1] - 1.0).abs() < 0.15, "{means:?}");
+}
+
+/// A mode that sums the cached positions that it sees.
+struct Positions(Mode, f64);
+
+impl Policy for Positions {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        self.1 += batch.sequences.iter().map(|view| view.position as f64).sum::<f64>();
+        self.0.choose(batch)
+    }
+
+    fn drafts(&self) -> bool {
+        self.0.drafts()
+    }
+
+    fn name(&self) -> &'static str {
+        "positions"
+    }
 }
 
 /// Better drafts lead to drafting, and drafts that nothing accepts do not.

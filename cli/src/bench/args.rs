@@ -90,6 +90,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
     pub tau: f64,
 
+    /// Write comma-separated values in place of the report: step times over 1 to 33 candidate rows, and over the number of
+    /// mask groups for each of --verify-len
+    #[arg(long, conflicts_with_all = ["json", "mode", "groups", "tau"], help_heading = "Output")]
+    pub curves: bool,
     /// Leave out the expected times, for which the command first measures some steps that an engine runs
     #[arg(long, help_heading = "Output")]
     pub no_probe: bool,

@@ -38,6 +38,7 @@ pub struct Repeats {
 
 impl Repeats {
     pub const USUAL: Self = Self { least: 7, most: 25, time: Duration::from_millis(400) };
+    pub const ONCE: Self = Self { least: 1, most: 1, time: Duration::ZERO };
     pub const QUICK: Self = Self { least: 3, most: 3, time: Duration::ZERO };
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod case;
+mod curves;
 mod peaks;
 mod report;
 mod steps;
@@ -13,7 +14,7 @@ use std::io::{self, Write};
 use flexdraft::decode::{CostModel, DecodeError, Engine, EngineOptions, Mode, ProbeOptions};
 use flexdraft::device::gpu::{self, CublasLt, CudaOptions, Gpu};
 use flexdraft::device::{Device, Precision};
-use flexdraft::model::{Model, QuantizedWeights};
+use flexdraft::model::{DrafterKind, Model, QuantizedWeights};
 
 pub use self::args::BenchArgs;
 use self::args::{Launches, StepMode};
@@ -115,6 +116,9 @@ fn bench_on<D: Device>(
         return Err(DecodeError::DraftsAfterVerification { mode, drafter: kind.name() }.into());
     }
     let asked = Asked::new(&args.mode, &args.verify_len, &args.groups, block_size, drafter);
+    if args.curves {
+        return write_curves(args, &weights.on_device(device)?, block_size, &asked);
+    }
     let header = Header {
         model,
         device: machine.name,
@@ -170,6 +174,32 @@ fn weights(args: &BenchArgs, quantized: QuantizedWeights) -> Result<(Weights, St
             Ok((weights, pair.target.display().to_string()))
         }
     }
+}
+
+/// Writes the curves of step times for every batch size and context length.
+fn write_curves<D: Device>(
+    args: &BenchArgs,
+    model: &Model<D>,
+    block_size: usize,
+    asked: &Asked,
+) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", curves::HEADER).map_err(CliError::Output)?;
+    let kind = model.drafter_kind();
+    let settings = curves::Settings {
+        verify_lens: asked.verify_lens(),
+        block_size,
+        drafts: kind.is_some(),
+        drafts_in_pass: kind.is_some_and(DrafterKind::drafts_while_verifying),
+        quick: args.quick,
+    };
+    for &context in &args.context {
+        for &batch in &args.batch {
+            let mut case = Case::new(model, batch, context, settings.most_candidates())?;
+            settings.write(&mut case, (batch, context), &mut out)?;
+        }
+    }
+    Ok(())
 }
 
 fn repeats(args: &BenchArgs) -> Repeats {

@@ -113,3 +113,30 @@ fn what_cannot_be() {
         assert!(stderr.contains(message), "{stderr}");
     }
 }
+
+#[test]
+fn curves_are_comma_separated_values() {
+    let text = succeed(&[
+        "bench",
+        "--synthetic",
+        "tiny",
+        "--curves",
+        "--quick",
+        "--verify-len",
+        "1,3",
+        "--context",
+        "16",
+        "--block-size",
+        "4",
+    ])
+    .stdout;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!((lines[0][0], lines[0].len()), ("curve", 11));
+    // 33 numbers of rows, and for each verify length a drafting pass and every number of groups.
+    assert_eq!(lines.len(), 1 + 33 + 3 + 5);
+    for line in &lines[1..] {
+        let numbers: Vec<f64> = line[1..].iter().map(|number| number.parse().unwrap()).collect();
+        let (median, least, most) = (numbers[6], numbers[7], numbers[8]);
+        assert!(0.0 < least && least <= median && median <= most, "{line:?}");
+    }
+}

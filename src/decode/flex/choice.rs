@@ -1,8 +1,8 @@
 //! The choice of a step: verify lengths and group sets of all sequences, by what they cost and what they bring.
 //!
 //! A step is worth its expected tokens, plus the value of the drafts that it makes, minus its duration at a price: the
-//! tokens that the same time would bring otherwise. That price is the largest expected rate of any plan
-//! (fractional programming: Dinkelbach 1967), so the step of the largest worth is the step of the largest rate.
+//! tokens that the same time would bring otherwise. That price is the rate that the policy has reached. A step of larger worth
+//! than the steps so far therefore raises the rate, and with it the price (fractional programming: Dinkelbach 1967).
 
 use super::cost::{CostModel, StepShape};
 use crate::decode::explanation::Alternative;

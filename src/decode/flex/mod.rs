@@ -25,14 +25,17 @@ use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
 use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
 use crate::layout::GroupSet;
 
-/// Number of times that the price of time is taken from the best rate at the price before.
+/// Number of times that the first price of time is taken from the best rate at the price before.
 const ROUNDS: usize = 3;
 
 /// Number of steps whose durations are compared with the expected durations.
 const TIMES: usize = 200;
 
 /// Number of steps that the rate is averaged over.
-const RATE_MEMORY: f64 = 24.0;
+const RATE_MEMORY: f64 = 96.0;
+
+/// Number of steps without prompts that count before the first step, in the rate of all steps.
+const FIRST_STEPS: usize = 8;
 
 /// Number of steps without drafts after which the value of drafts is out of date, so that a trial may show it again.
 const STALE: u64 = 24;
@@ -56,10 +59,44 @@ pub struct Flex {
     /// Number of steps since a draft was last asked for.
     since_drafts: u64,
     runs: Runs,
-    /// Tokens and seconds of the best rate, averaged over the last steps.
-    rate: (f64, f64),
+    /// The rates of the last steps without and with prompts: of steps without prompts, and of all steps.
+    rates: [Rates; 2],
     /// The expected and the seen seconds of the last steps.
     times: VecDeque<(f64, f64)>,
+}
+
+/// Rates of steps, with the durations that are expected of them: an outlier changes no price.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rates {
+    reached: Rate,
+    /// The rate that the steps would have had without drafts.
+    without_drafts: Rate,
+}
+
+impl Rates {
+    /// Returns the largest rate that was reached or that could have been reached without drafts.
+    fn price(&self) -> Option<f64> {
+        let rate = self.reached.per_second()?;
+        Some(rate.max(self.without_drafts.per_second().unwrap_or(0.0)))
+    }
+}
+
+/// Tokens per second, averaged over the last steps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    tokens: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn add(&mut self, tokens: f64, seconds: f64) {
+        let kept = 1.0 - 1.0 / RATE_MEMORY;
+        (self.tokens, self.seconds) = (self.tokens * kept + tokens, self.seconds * kept + seconds);
+    }
+
+    fn per_second(self) -> Option<f64> {
+        (self.seconds > 0.0 && self.tokens > 0.0).then(|| self.tokens / self.seconds)
+    }
 }
 
 /// What the last choice saw and chose.
@@ -186,7 +223,13 @@ impl Policy for Flex {
         if self.times.len() >= TIMES {
             self.times.pop_front();
         }
-        self.times.push_back((self.cost.seconds(&shape), step.seconds));
+        let expected = self.cost.seconds(&shape);
+        let committed: usize = step.sequences.iter().map(|sequence| sequence.committed).sum();
+        self.rates[1].reached.add(committed as f64, expected);
+        if shape.reads == 0 {
+            self.rates[0].reached.add(committed as f64, expected);
+        }
+        self.times.push_back((expected, step.seconds));
         self.cost.observe(&shape, step.seconds);
     }
 
@@ -252,8 +295,9 @@ impl Flex {
         }
     }
 
-    /// Returns the price of time in tokens per second, the largest expected rate of the batch without drafts, with drafts
-    /// apart, and with drafts in the pass that verifies; and the price of verifying one row of the batch, in tokens.
+    /// Returns the price of time in tokens per second, which is the rate of the last steps, and the price of verifying one row
+    /// of the batch, in tokens. The price of the first step is the largest rate that is expected of the batch without
+    /// drafts, with drafts apart, and with drafts in the pass that verifies.
     fn prices(&mut self, candidates: &[Prospect], groups_allowed: bool) -> (f64, f64) {
         let mut base = StepShape { sequences: candidates.len(), ..StepShape::default() };
         let (mut tokens, mut drafting, mut slots) = (0.0, 0.0, 0);
@@ -267,13 +311,34 @@ impl Flex {
                 slots += candidate.slots;
             }
         }
-        if tokens == 0.0 && self.rate.1 > 0.0 {
-            return (self.rate.0 / self.rate.1, self.last.row_price);
+        // Prompts take time that drafts do not save. If every step reads a prompt, time is cheap; a prompt now and then must not
+        // make time cheap in the steps after it.
+        let reads = base.reads > 0;
+        if tokens == 0.0
+            && let Some(price) = self.rates[usize::from(reads)].price()
+        {
+            return (price, self.last.row_price);
         }
         let alone = self.cost.seconds(&base);
+        let decoding = StepShape { candidates: candidates.len(), reads: 0, ..base };
+        if self.rates[1].reached.seconds == 0.0 {
+            // No step ran yet: prompts are taken to be rare.
+            let seconds = self.cost.seconds(&decoding);
+            let Rates { reached, without_drafts } = &mut self.rates[1];
+            for rate in [reached, without_drafts] {
+                (0..FIRST_STEPS).for_each(|_| rate.add(tokens, seconds));
+            }
+        }
+        self.rates[1].without_drafts.add(tokens, alone);
+        if !reads {
+            self.rates[0].without_drafts.add(tokens, alone);
+        }
+        // A rate that the policy reached, or could have reached without drafts. An expected rate would be no such thing:
+        // with a price above all rates that can be reached, every step looks too long, and the shortest is the worst.
+        let reached = self.rates[usize::from(reads)].price();
         let mut best = (tokens, alone);
         let mut row_price = 0.0;
-        let (mut price, mut with_this) = (0.0, self.rate);
+        let mut price = 0.0;
         for _ in 0..ROUNDS {
             let (gain, rows) = self.drafts.mean_above(row_price);
             let rows = (drafting * rows).round().max(1.0) as usize;
@@ -293,14 +358,9 @@ impl Flex {
                 let group_cached = (base.cached as f64 * groups) as usize;
                 compare(self.cost.seconds(&StepShape { mask_rows, group_cached, ..verifying }));
             }
-            // Some steps read prompts; the price of time is the rate over all steps.
-            let kept = if self.rate.1 > 0.0 { 1.0 - 1.0 / RATE_MEMORY } else { 0.0 };
-            with_this =
-                (self.rate.0 * kept + best.0 * (1.0 - kept), self.rate.1 * kept + best.1 * (1.0 - kept));
-            price = with_this.0 / with_this.1;
+            price = reached.unwrap_or(best.0 / best.1);
             row_price = price * (seconds - alone).max(0.0) / rows as f64;
         }
-        self.rate = with_this;
         (price, row_price)
     }
 
