@@ -16,7 +16,7 @@ use super::weights::collector::Collected;
 use super::weights::drafter::{self, DrafterHeader};
 use super::weights::{orthrus, target};
 use super::{ChatTemplate, Checkpoint, Gguf, LoadError, LoadWarning, TargetWeights, Tokenizer};
-use crate::tensor::{Elements, Tensor};
+use crate::tensor::{Elements, MAX_BLOCK_LEN, Tensor};
 
 /// A report on a target and, if there is one, its drafter. Its `Display` output is for people.
 #[derive(Debug)]
@@ -206,7 +206,6 @@ fn found(
 impl TensorReport {
     fn new<T>(inventory: &impl Inventory, collected: Collected<T>) -> Self {
         let Collected { weights, used } = collected;
-        // The weights are dropped before single tensors are read again, because they may be dequantised copies.
         let problems = weights.err().unwrap_or_default();
         let mut parts: Vec<Part> = Vec::new();
         let mut odd = Vec::new();
@@ -224,9 +223,8 @@ impl TensorReport {
             if item.converted {
                 converted.insert(item.kind.clone());
             }
-            let count = non_finite(&item.tensor);
-            if count > 0 {
-                odd.push((name.clone(), count));
+            if item.non_finite > 0 {
+                odd.push((name.clone(), item.non_finite));
             }
         }
         parts.sort_by_cached_key(|part| order(&part.name));
@@ -261,11 +259,10 @@ impl TensorReport {
 
 impl Part {
     fn add(&mut self, item: &Item) {
-        let elements = item.tensor.elements().len();
         self.tensors += 1;
-        self.parameters += elements;
+        self.parameters += item.elements;
         self.bytes += item.bytes;
-        *self.dtypes.entry(item.kind.clone()).or_default() += elements;
+        *self.dtypes.entry(item.kind.clone()).or_default() += item.elements;
     }
 }
 
@@ -279,9 +276,12 @@ trait Inventory {
     fn item(&self, name: &str) -> Option<Item>;
 }
 
-/// A tensor's elements, and the way in which the file stores them.
+/// What a report says of one tensor.
 struct Item {
-    tensor: Tensor,
+    /// Number of elements.
+    elements: usize,
+    /// Number of elements that are infinite or NaN.
+    non_finite: usize,
     /// The name of the element type, or of the format of its blocks.
     kind: String,
     /// True if the tensor becomes bf16 when it is loaded, whatever the loader is asked to do.
@@ -305,7 +305,13 @@ impl Inventory for Checkpoint {
 
     fn item(&self, name: &str) -> Option<Item> {
         let tensor = self.tensor(name).ok()?;
-        Some(Item { kind: tensor.dtype().to_string(), converted: false, bytes: tensor.byte_len(), tensor })
+        Some(Item {
+            elements: tensor.elements().len(),
+            non_finite: non_finite(&tensor),
+            kind: tensor.dtype().to_string(),
+            converted: false,
+            bytes: tensor.byte_len(),
+        })
     }
 }
 
@@ -324,9 +330,17 @@ impl Inventory for Gguf {
 
     fn item(&self, name: &str) -> Option<Item> {
         let stored = self.header().stored(name).ok()?;
-        let tensor = self.tensor(name).ok()?;
-        let (kind, converted) = (stored.kind.to_string(), stored.kind.is_converted());
-        Some(Item { kind, converted, bytes: stored.bytes.len(), tensor })
+        let non_finite = match self.non_finite_in_blocks(name) {
+            Some(count) => count,
+            None => non_finite(&self.tensor(name).ok()?),
+        };
+        Some(Item {
+            elements: self.header().tensor(name).ok()?.shape.iter().product(),
+            non_finite,
+            kind: stored.kind.to_string(),
+            converted: stored.kind.is_converted(),
+            bytes: stored.bytes.len(),
+        })
     }
 }
 
@@ -359,7 +373,14 @@ fn non_finite(tensor: &Tensor) -> usize {
         Elements::F32(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
         Elements::F16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
         Elements::Bf16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
-        Elements::Blocks(_) => tensor.to_f32().par_iter().filter(|x| !x.is_finite()).count(),
+        Elements::Blocks(blocks) => (0..blocks.len().div_ceil(MAX_BLOCK_LEN))
+            .into_par_iter()
+            .map(|index| {
+                let mut elements = [0.0; MAX_BLOCK_LEN];
+                blocks.read_f32(index * MAX_BLOCK_LEN..(index + 1) * MAX_BLOCK_LEN, &mut elements);
+                elements.iter().filter(|x| !x.is_finite()).count()
+            })
+            .sum(),
     }
 }
 

@@ -116,6 +116,11 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Tensor {
+    /// Makes a tensor without elements.
+    pub(crate) fn empty() -> Self {
+        Self { shape: vec![0], storage: Storage::F32(Arc::default()) }
+    }
+
     /// Makes a tensor that owns its f32 elements; returns `None` if their number is not the product of `shape`.
     pub fn from_f32(shape: &[usize], elements: Vec<f32>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::F32(Arc::new(elements)))

@@ -62,11 +62,16 @@ fn quieten_libraries() {
 /// 4-bit weights become 16-bit), and 20 seconds may pass. `read` runs in its own thread, because the `tokenizers` crate
 /// keeps a cache for every tokenizer that a thread ever used.
 pub fn within_bounds(file_len: usize, read: impl FnOnce() + Send + 'static) {
+    within(file_len, (1 << 20) + 16 * file_len, read);
+}
+
+/// Like [`within_bounds`], with a limit of `bound` bytes for one allocation.
+pub fn within(file_len: usize, bound: usize, read: impl FnOnce() + Send + 'static) {
     quieten_libraries();
     let bounded = move || {
         let start = Instant::now();
         read();
-        let (largest, bound) = (LARGEST_REQUEST.get(), (1 << 20) + 16 * file_len);
+        let largest = LARGEST_REQUEST.get();
         assert!(largest <= bound, "{largest} bytes at once for {file_len} bytes of files");
         let time = start.elapsed();
         assert!(time < Duration::from_secs(20), "{file_len} bytes of files took {time:?}");

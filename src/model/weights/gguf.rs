@@ -55,8 +55,8 @@ impl Gguf {
         Ok(weights)
     }
 
-    /// Returns the weights that a configuration requires, or all problems with them. Blocks are kept, so that no time is
-    /// spent on their conversion.
+    /// Returns the weights that a configuration requires, or all problems with them. All tensors are
+    /// empty, except for embedding and LM head if their elements have to be compared.
     pub(in crate::model) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
         take(self, config, QuantizedWeights::Keep, Problems::All)
     }
@@ -67,6 +67,7 @@ impl Gguf {
 enum Problems {
     /// Only the first problem, which ends the traversal, so that no tensor is dequantised in vain.
     First,
+    /// All problems, for a report, which does not compute with the weights: tensors are checked, and not decoded.
     All,
 }
 
@@ -118,8 +119,16 @@ impl TensorSource for GgufSource<'_> {
             return None;
         }
         let ggml_name = ggml_name(name);
-        let heads = self.permuted_heads(name);
-        let tensor = self.file.tensor_of_shape(&ggml_name, shape, heads, self.quantized);
+        // If the configuration ties embedding and LM head, and the file has both, their elements decide.
+        let pair = ["model.embed_tokens.weight", "lm_head.weight"];
+        let both = self.config.tied_embeddings && pair.iter().all(|name| self.contains(name));
+        let is_compared = both && pair.contains(&name);
+        let tensor = if self.wanted == Problems::All && !is_compared {
+            self.file.stored_of_shape(&ggml_name, shape).map(|_| Tensor::empty())
+        } else {
+            let heads = self.permuted_heads(name);
+            self.file.tensor_of_shape(&ggml_name, shape, heads, self.quantized)
+        };
         if self.file.header().contains(&ggml_name) {
             self.used.insert(ggml_name);
         }

@@ -79,13 +79,28 @@ fn embedding_and_head(
     Some((embed, if same { Head::Tied } else { Head::Own(head) }))
 }
 
+/// Number of elements that are compared at once.
+const PIECE: usize = 1024;
+
 /// Returns whether two tensors of one shape have the same values, whatever types they are stored as.
 fn same_values(a: &Tensor, b: &Tensor) -> bool {
     match (a.elements(), b.elements()) {
         (Elements::F32(a), Elements::F32(b)) => a == b,
         (Elements::F16(a), Elements::F16(b)) => a == b,
         (Elements::Bf16(a), Elements::Bf16(b)) => a == b,
-        _ => a.to_f32() == b.to_f32(),
+        (a, b) => {
+            // Piece by piece, so that blocks are not dequantised as a whole.
+            let same_piece = |start: usize| {
+                let end = (start + PIECE).min(a.len());
+                let [a, b] = [a, b].map(|elements| {
+                    let mut piece = [0.0; PIECE];
+                    elements.read_f32(start..end, &mut piece[..end - start]);
+                    piece
+                });
+                a == b
+            };
+            a.len() == b.len() && (0..a.len()).step_by(PIECE).all(same_piece)
+        }
     }
 }
 

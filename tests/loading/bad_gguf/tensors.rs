@@ -3,7 +3,8 @@
 use flexdraft::model::inspect::Report;
 
 use super::target;
-use crate::support::gguf::{File, TensorInfo};
+use crate::support::bounds::within;
+use crate::support::gguf::{File, TensorInfo, Value};
 
 #[test]
 fn tensors_that_do_not_fit() {
@@ -96,4 +97,47 @@ fn a_report_names_everything_that_is_wrong() {
     // SAFETY: no process writes to the file while it is mapped.
     let mapped = unsafe { Report::map(&path, None) }.unwrap();
     assert_eq!(mapped.to_string(), report.to_string());
+}
+
+/// A report counts the elements that are not finite block by block: no allocation comes near the size of a tensor's
+/// elements, whether a device computes with the blocks (Q4_0) or not (IQ4_NL).
+#[test]
+fn a_report_dequantises_no_whole_tensor() {
+    const INTERMEDIATE: u64 = 1 << 17;
+    const ELEMENTS: usize = 32 * INTERMEDIATE as usize;
+    for kind in [2, 20] {
+        let whole = File::llama();
+        let mut file = File { tensors: Vec::new(), data: Vec::new(), ..whole.clone() };
+        file.set("llama.embedding_length", Value::U32(32));
+        file.set("llama.feed_forward_length", Value::U32(INTERMEDIATE as u32));
+        for TensorInfo { name, shape, .. } in whole.tensors {
+            let size = |&len: &u64| match len {
+                8 => 32,
+                4 if !name.starts_with("token_embd") => 16,
+                12 => INTERMEDIATE,
+                other => other,
+            };
+            let shape: Vec<u64> = shape.iter().map(size).collect();
+            if shape.contains(&INTERMEDIATE) || name.contains("attn_q") {
+                // Both formats have blocks of 32 elements in 18 bytes, which begin with the scale in f16.
+                let mut blocks = vec![0; shape.iter().product::<u64>() as usize / 32 * 18];
+                if name.contains("ffn_up") {
+                    blocks[18 * 1000..][..2].copy_from_slice(&[0x00, 0x7e]);
+                }
+                file.add_bytes(&name, &shape, kind, &blocks);
+            } else {
+                file.add(&name, &shape);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        within(file.data.len(), ELEMENTS / 2, move || {
+            // SAFETY: no process writes to the file while it is mapped.
+            let report = unsafe { Report::map(&path, None) }.unwrap();
+            assert!(report.target.problems.is_empty(), "{report}");
+            assert!(report.target.parameters() > 3 * ELEMENTS);
+            assert_eq!(report.target.non_finite, [("blk.0.ffn_up.weight".to_owned(), 32)]);
+        });
+    }
 }

@@ -12,7 +12,7 @@ use super::quantization::{Quantization, TensorType};
 use super::{Gguf, QuantizedWeights};
 use crate::model::LoadError;
 use crate::model::format::files::{Bytes, open};
-use crate::tensor::Tensor;
+use crate::tensor::{MAX_BLOCK_LEN, Tensor};
 
 impl Gguf {
     /// Returns a tensor with its stored elements; quantised elements become bf16.
@@ -33,6 +33,20 @@ impl Gguf {
         permuted_heads: Option<usize>,
         quantized: QuantizedWeights,
     ) -> Result<Tensor, LoadError> {
+        let stored = self.stored_of_shape(name, shape)?;
+        let rows = RowOrder::new(shape, permuted_heads);
+        let bytes = self.files.get(self.header.tensor(name)?.file);
+        bytes
+            .and_then(|bytes| decode(stored, bytes, shape, &rows, quantized))
+            .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.to_vec() })
+    }
+
+    /// Returns how a tensor is stored, which must have the given shape.
+    pub(in crate::model) fn stored_of_shape(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<&Stored, LoadError> {
         let found = &self.header.tensor(name)?.shape;
         if found != shape {
             return Err(LoadError::Shape {
@@ -42,12 +56,22 @@ impl Gguf {
                 found: found.clone(),
             });
         }
-        let stored = self.header.stored(name)?;
-        let rows = RowOrder::new(shape, permuted_heads);
-        let bytes = self.files.get(self.header.tensor(name)?.file);
-        bytes
-            .and_then(|bytes| decode(stored, bytes, shape, &rows, quantized))
-            .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.to_vec() })
+        self.header.stored(name)
+    }
+
+    /// Returns the number of elements of a quantised tensor that are infinite or NaN, block by block, so that the tensor
+    /// is never dequantised as a whole. `None` if the tensor is not quantised or cannot be read.
+    pub(in crate::model) fn non_finite_in_blocks(&self, name: &str) -> Option<usize> {
+        let stored = self.header.stored(name).ok()?;
+        let TensorType::Quantized(format) = stored.kind else { return None };
+        let bytes = self.files.get(self.header.tensor(name).ok()?.file)?;
+        let blocks = (**bytes).as_ref().get(stored.bytes.clone())?;
+        let count = |block: &[u8]| {
+            let mut elements = [bf16::ZERO; MAX_BLOCK_LEN];
+            format.dequantize(block, &mut elements);
+            elements[..format.block_len()].iter().filter(|x| !x.is_finite()).count()
+        };
+        Some(blocks.par_chunks_exact(format.block_bytes()).map(count).sum())
     }
 }
 
