@@ -4,8 +4,9 @@
 use flexdraft::device::gpu::{CublasLt, CudaOptions, Gpu};
 use flexdraft::device::{Device, DeviceError};
 use flexdraft::device_selection::{Chosen, choose};
-use flexdraft::kernels::{ModelShape, supports};
+use flexdraft::kernels::supports;
 use flexdraft::model::QuantizedWeights;
+use flexdraft::model::weights::model_shape;
 use flexdraft::runtime::Cuda;
 
 use crate::args::{DeviceChoice, ModelArgs, WeightsChoice};
@@ -89,15 +90,7 @@ pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
 
 /// Returns the reason why the kernels cannot run a model, if there is one.
 fn unsupported(weights: &Weights) -> Option<String> {
-    let config = &weights.target.config;
-    let calibrator = weights.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref());
-    let shape = ModelShape {
-        attention: config.attention,
-        vocab: config.vocab_size,
-        hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
-        rank: calibrator.and_then(|calibrator| calibrator.hidden.weight.shape().first().copied()),
-    };
+    let shape = model_shape(&weights.target, weights.drafter.as_ref());
     supports(&shape).err().map(|limit| format!("the model's {limit}"))
 }
 

@@ -243,6 +243,7 @@ pub unsafe extern "C" fn flexdraft_supports(
             hidden: size("hidden", shape.hidden)?,
             intermediate: size("intermediate", shape.intermediate)?,
             rank: (rank > 0).then_some(rank),
+            hidden_chain_rank: None,
         })?)
     };
     // SAFETY: the caller's promise.

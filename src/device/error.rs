@@ -1,6 +1,6 @@
 //! Errors of devices.
 
-use crate::kernels::{Faults, KernelError};
+use crate::kernels::{ExceededLimit, Faults, KernelError};
 use crate::runtime::RuntimeError;
 
 /// An error of a device or of one of its operations.
@@ -59,6 +59,9 @@ pub enum DeviceError {
         /// The operand's name.
         operand: &'static str,
     },
+    /// The device cannot run a model of these shapes.
+    #[error("the model's {0}")]
+    UnsupportedModel(ExceededLimit),
     /// A kernel could not be launched, or the driver reported an error.
     #[error(transparent)]
     Kernel(#[from] KernelError),

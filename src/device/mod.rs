@@ -53,6 +53,7 @@ pub use operands::{
 pub use step::{DraftTables, DraftingPass, StepTables};
 pub use verdicts::{SequenceVerdict, StepResults, VerifyRows};
 
+use crate::kernels::ModelShape;
 pub use crate::layout::{AttentionShape, RowKind};
 use crate::tensor::Tensor;
 
@@ -89,6 +90,16 @@ pub trait Device: Send + Sync + 'static {
     type Verification<'a>: Verification<Self>
     where
         Self: 'a;
+
+    /// Checks that the device can run a model of these shapes.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::UnsupportedModel`] with the first limit that the model exceeds.
+    fn check_model(&self, shape: &ModelShape) -> Result<(), DeviceError> {
+        let _ = shape;
+        Ok(())
+    }
 
     /// Makes a linear layer whose output is the outputs of its parts, side by side.
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;

@@ -35,6 +35,8 @@ pub struct ModelShape {
     pub intermediate: usize,
     /// The rank of the drafter's calibrator, if there is one.
     pub rank: Option<usize>,
+    /// The rank of the drafter's chain, if there is one whose scores depend on the slots' hidden rows.
+    pub hidden_chain_rank: Option<usize>,
 }
 
 /// Checks that the kernels support the shapes of a model.
@@ -50,7 +52,14 @@ pub struct ModelShape {
 /// use flexdraft::layout::AttentionShape;
 ///
 /// let attention = AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
-/// let qwen3 = ModelShape { attention, vocab: 151_936, hidden: 4096, intermediate: 12_288, rank: Some(512) };
+/// let qwen3 = ModelShape {
+///     attention,
+///     vocab: 151_936,
+///     hidden: 4096,
+///     intermediate: 12_288,
+///     rank: Some(512),
+///     hidden_chain_rank: None,
+/// };
 /// assert_eq!(supports(&qwen3), Ok(()));
 ///
 /// let attention = AttentionShape { head_dim: 96, ..attention };
@@ -64,7 +73,9 @@ pub fn supports(model: &ModelShape) -> Result<(), ExceededLimit> {
     columns(model.hidden).map_err(named("hidden size"))?;
     columns(model.intermediate).map_err(named("intermediate size"))?;
     activation_columns(model.intermediate).map_err(named("intermediate size"))?;
-    model.rank.map_or(Ok(()), rank)
+    model.rank.map_or(Ok(()), rank)?;
+    // The hidden layer of the scores is a buffer of activations.
+    model.hidden_chain_rank.map_or(Ok(()), columns).map_err(named("rank of the chain"))
 }
 
 /// Returns an error that names the quantity and the supported values, unless `is_supported`.
@@ -203,7 +214,14 @@ mod tests {
     #[test]
     fn each_limit_of_a_model() {
         let attention = AttentionShape { q_heads: 8, kv_heads: 2, head_dim: 64 };
-        let model = ModelShape { attention, vocab: 1 << 20, hidden: 8, intermediate: 16, rank: None };
+        let model = ModelShape {
+            attention,
+            vocab: 1 << 20,
+            hidden: 8,
+            intermediate: 16,
+            rank: None,
+            hidden_chain_rank: Some(24),
+        };
         assert_eq!(supports(&model), Ok(()));
         let exceeded = |model: ModelShape| {
             let ExceededLimit { what, found, .. } = supports(&model).unwrap_err();
@@ -222,5 +240,7 @@ mod tests {
         let wide = 65_535 * 1024 + 8;
         assert_eq!(exceeded(ModelShape { intermediate: wide, ..model }), ("intermediate size", wide));
         assert_eq!(exceeded(ModelShape { rank: Some(20), ..model }), ("rank", 20));
+        let chained = ModelShape { hidden_chain_rank: Some(20), ..model };
+        assert_eq!(exceeded(chained), ("rank of the chain", 20));
     }
 }

@@ -11,12 +11,11 @@ use std::ops::Range;
 
 use super::config::rope::no_rotation;
 use super::config::{DrafterKind, ModelConfig};
-use super::weights::{
-    AttentionWeights, ChainKind, ChainWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
-};
+use super::layers::{Drafter, Layer, ScoreLayers};
+use super::weights::{DrafterWeights, TargetWeights, model_shape};
 use crate::device::{
-    AttentionRows, CalibratorOutput, Chain, ChainScores, Corrections, Device, DeviceError, DraftSelection,
-    DraftTables, DraftingPass, LinearPart, QkTransform, Rope, RowKind, SlotRows, StepTables, Verification,
+    AttentionRows, CalibratorOutput, Corrections, Device, DeviceError, DraftSelection, DraftTables,
+    DraftingPass, LinearPart, Rope, RowKind, SlotRows, StepTables, Verification,
 };
 use crate::layout::{Prediction, SequenceRows};
 
@@ -32,49 +31,6 @@ pub struct Model<D: Device> {
     drafter: Option<Drafter<D>>,
     /// A rotation that leaves q and k as they are, for layers without rotary embedding.
     no_rotation: Rope,
-}
-
-struct Layer<D: Device> {
-    input_norm: D::Vector,
-    attention: Attention<D>,
-    post_attention_norm: D::Vector,
-    gate_up: D::Linear,
-    down: D::Linear,
-}
-
-struct Attention<D: Device> {
-    qkv: D::Linear,
-    o: D::Linear,
-    qk_norms: Option<(D::Vector, D::Vector)>,
-}
-
-struct Drafter<D: Device> {
-    kind: DrafterKind,
-    block_size: usize,
-    attention: Vec<Attention<D>>,
-    mask_embedding: D::Vector,
-    calibrator: Option<Calibrator<D>>,
-    chain: Option<ChainLayers<D>>,
-}
-
-/// The weights of the calibrator on the device. W1 is split into two halves: the half for the bonus token includes b1
-/// and has one product per sequence.
-struct Calibrator<D: Device> {
-    rank: usize,
-    bonus_half: D::Linear,
-    hidden_half: D::Linear,
-    output: D::Linear,
-}
-
-/// The layers of a chain on the device, which correct the logits of each slot by the token before it.
-struct ChainLayers<D: Device> {
-    top_k: usize,
-    scores: ScoreLayers<D>,
-}
-
-enum ScoreLayers<D: Device> {
-    Pair { before: D::Linear, after: D::Linear },
-    Hidden { before_half: D::Linear, hidden_half: D::Linear, output: D::Linear },
 }
 
 /// Buffers for the activations of a pass, reused from step to step.
@@ -100,122 +56,6 @@ struct PassRows {
     total: usize,
 }
 
-fn linear<D: Device>(device: &D, layers: &[&LinearWeights]) -> Result<D::Linear, DeviceError> {
-    let parts: Vec<_> =
-        layers.iter().map(|layer| LinearPart::new(&layer.weight, layer.bias.as_ref())).collect();
-    device.new_linear(&parts)
-}
-
-impl<D: Device> Attention<D> {
-    fn new(device: &D, weights: &AttentionWeights) -> Result<Self, DeviceError> {
-        let qk_norms = match &weights.qk_norms {
-            Some((q, k)) => Some((device.new_vector(q)?, device.new_vector(k)?)),
-            None => None,
-        };
-        Ok(Self {
-            qkv: linear(device, &[&weights.q, &weights.k, &weights.v])?,
-            o: linear(device, &[&weights.o])?,
-            qk_norms,
-        })
-    }
-
-    fn transform<'a>(&'a self, config: &ModelConfig, rope: &'a Rope) -> QkTransform<'a, D::Vector> {
-        QkTransform {
-            shape: config.attention,
-            norms: self.qk_norms.as_ref().map(|(q, k)| (q, k)),
-            eps: config.rms_norm_eps,
-            rope,
-        }
-    }
-}
-
-impl<D: Device> Layer<D> {
-    fn new(device: &D, weights: &LayerWeights) -> Result<Self, DeviceError> {
-        Ok(Self {
-            input_norm: device.new_vector(&weights.input_norm)?,
-            attention: Attention::new(device, &weights.attention)?,
-            post_attention_norm: device.new_vector(&weights.post_attention_norm)?,
-            gate_up: linear(device, &[&weights.gate, &weights.up])?,
-            down: linear(device, &[&weights.down])?,
-        })
-    }
-}
-
-impl<D: Device> Drafter<D> {
-    fn new(device: &D, weights: &DrafterWeights, hidden_size: usize) -> Result<Self, DeviceError> {
-        let calibrator = match &weights.calibrator {
-            None => None,
-            Some(calibrator) => {
-                let half = |columns, bias| {
-                    let part = LinearPart { weight: &calibrator.hidden.weight, columns: Some(columns), bias };
-                    device.new_linear(&[part])
-                };
-                Some(Calibrator {
-                    rank: calibrator.hidden.weight.shape().first().copied().unwrap_or(0),
-                    bonus_half: half(0..hidden_size, calibrator.hidden.bias.as_ref())?,
-                    hidden_half: half(hidden_size..2 * hidden_size, None)?,
-                    output: linear(device, &[&calibrator.output])?,
-                })
-            }
-        };
-        Ok(Self {
-            kind: weights.config.kind,
-            block_size: weights.config.block_size,
-            attention: weights
-                .attention
-                .iter()
-                .map(|layer| Attention::new(device, layer))
-                .collect::<Result<_, _>>()?,
-            mask_embedding: device.new_vector(&weights.mask_embedding)?,
-            calibrator,
-            chain: weights
-                .chain
-                .as_ref()
-                .map(|chain| ChainLayers::new(device, chain, hidden_size))
-                .transpose()?,
-        })
-    }
-}
-
-impl<D: Device> ChainLayers<D> {
-    fn new(device: &D, weights: &ChainWeights, hidden_size: usize) -> Result<Self, DeviceError> {
-        let scores = match weights.config.kind {
-            ChainKind::Pair => ScoreLayers::Pair {
-                before: linear(device, &[&weights.first])?,
-                after: linear(device, &[&weights.second])?,
-            },
-            ChainKind::Hidden => {
-                let half = |columns| {
-                    let weight = &weights.first.weight;
-                    device.new_linear(&[LinearPart { weight, columns: Some(columns), bias: None }])
-                };
-                ScoreLayers::Hidden {
-                    before_half: half(0..hidden_size)?,
-                    hidden_half: half(hidden_size..2 * hidden_size)?,
-                    output: linear(device, &[&weights.second])?,
-                }
-            }
-        };
-        Ok(Self { top_k: weights.config.top_k, scores })
-    }
-
-    /// Returns the operands for slots with the final-normed hidden rows `rows`.
-    fn operands<'a>(
-        &'a self,
-        embed: &'a D::Linear,
-        lm_head: &'a D::Linear,
-        rows: &'a D::Buffer,
-    ) -> Chain<'a, D::Buffer, D::Linear> {
-        let scores = match &self.scores {
-            ScoreLayers::Pair { before, after } => ChainScores::Pair { before, after },
-            ScoreLayers::Hidden { before_half, hidden_half, output } => {
-                ChainScores::Hidden { rows, before_half, hidden_half, output, lm_head }
-            }
-        };
-        Chain { scores, top_k: self.top_k, embed }
-    }
-}
-
 impl<D: Device> Model<D> {
     /// Loads the weights of a target and a drafter onto `device`. The drafter must belong to this target (its loader
     /// checks that).
@@ -235,6 +75,7 @@ impl<D: Device> Model<D> {
                 found: vec![drafter.attention.len()],
             });
         }
+        device.check_model(&model_shape(target, drafter))?;
         let whole = |weight| device.new_linear(&[LinearPart::new(weight, None)]);
         Ok(Self {
             embed: whole(&target.embed)?,

@@ -28,6 +28,7 @@ pub mod config;
 pub mod format;
 pub mod forward;
 pub mod inspect;
+mod layers;
 mod load;
 mod load_error;
 mod load_warning;

@@ -3,8 +3,10 @@
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Mode, Policy, Request};
-use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::{DeviceError, Precision};
+use flexdraft::kernels::ExceededLimit;
+use flexdraft::model::Model;
 use flexdraft::model::weights::ChainKind;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
@@ -223,4 +225,25 @@ fn a_checked_run_finds_nothing() {
             assert!(outputs.iter().all(|output| output.tokens.len() == 9));
         }
     }
+}
+
+/// Kernels read the hidden layer of a chain's scores in chunks of 8 elements. A drafter whose chain has another rank is
+/// refused when it is loaded, not when it drafts.
+#[test]
+fn a_chain_of_a_rank_beyond_the_kernels_is_refused_at_loading() {
+    let load = |kind, rank| {
+        let spec = Spec { chain: Some(ChainSpec { kind, rank, top_k: 6 }), ..spec(kind, 6) };
+        let (target, drafter) = spec.weights();
+        Model::new(gpu(SimtOptions::default()), &target, Some(&drafter)).map(drop)
+    };
+    let limit = ExceededLimit { what: "rank of the chain", found: 12, supported: "multiples of 8" };
+    assert_eq!(load(ChainKind::Hidden, 12), Err(DeviceError::UnsupportedModel(limit)));
+    assert_eq!(load(ChainKind::Hidden, 16), Ok(()));
+    // The factors of pairs have no such limit.
+    let odd = Spec {
+        chain: Some(ChainSpec { kind: ChainKind::Pair, rank: 12, top_k: 6 }),
+        ..spec(ChainKind::Pair, 6)
+    };
+    let asked = requests(2, SamplingParams::GREEDY, Rule::Match, 3);
+    assert_eq!(run(&mut engine(gpu(SimtOptions::default()), &odd, Mode::Parallel), asked).len(), 2);
 }

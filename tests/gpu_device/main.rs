@@ -2,6 +2,7 @@
 //! device must pass before it is chosen automatically; on a GPU, if the machine has one, the decode loop and the matrix
 //! products of cuBLASLt.
 
+mod chained_law;
 mod chains;
 mod decode_loop;
 mod faults;
@@ -13,6 +14,8 @@ mod processors;
 mod products;
 mod proposals;
 mod self_test;
+#[path = "../lossless/sampled/statistics.rs"]
+mod statistics;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;

@@ -71,7 +71,7 @@ use super::{
     Verification,
 };
 use crate::kernels::attention::DEFAULT_SPLIT;
-use crate::kernels::{Kernels, Paging};
+use crate::kernels::{Kernels, ModelShape, Paging, supports};
 use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 
@@ -145,6 +145,10 @@ impl<P: Products> Device for Gpu<P> {
     type Pass<'a> = PassOf<'a, P>;
     type Tables<'a> = TablesOf<'a, P>;
     type Verification<'a> = GpuVerification<'a, P>;
+
+    fn check_model(&self, shape: &ModelShape) -> Result<(), DeviceError> {
+        supports(shape).map_err(DeviceError::UnsupportedModel)
+    }
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<GpuLinear<P>, DeviceError> {
         self.linears().new_layer(parts)

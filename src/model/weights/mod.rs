@@ -12,6 +12,7 @@ pub(in crate::model) mod target;
 pub use self::chain::{ChainConfig, ChainKind, ChainWeights, MAX_CHAIN_TOP_K};
 use super::config::{DrafterConfig, ModelConfig};
 use super::load_warning::LoadWarning;
+use crate::kernels::ModelShape;
 use crate::tensor::Tensor;
 
 /// The stored weights of a linear layer: weight `[out, in]` and optional bias `[out]`.
@@ -99,6 +100,23 @@ pub struct DrafterWeights {
     pub calibrator: Option<CalibratorWeights>,
     /// The weights that chain the slots of a draft; `None` if slots are drawn independently.
     pub chain: Option<ChainWeights>,
+}
+
+/// Returns the shapes of a target and its drafter, if it has one, that decide whether a device can run them.
+pub fn model_shape(target: &TargetWeights, drafter: Option<&DrafterWeights>) -> ModelShape {
+    let config = &target.config;
+    let rank = |layer: &LinearWeights| layer.weight.shape().first().copied();
+    let calibrator = drafter.and_then(|drafter| drafter.calibrator.as_ref());
+    let chain = drafter.and_then(|drafter| drafter.chain.as_ref());
+    let hidden_chain = chain.filter(|chain| chain.config.kind == ChainKind::Hidden);
+    ModelShape {
+        attention: config.attention,
+        vocab: config.vocab_size,
+        hidden: config.hidden_size,
+        intermediate: config.intermediate_size,
+        rank: calibrator.and_then(|calibrator| rank(&calibrator.hidden)),
+        hidden_chain_rank: hidden_chain.and_then(|chain| rank(&chain.first)),
+    }
 }
 
 /// The weights of a target, and of the drafter that its files hold, if they hold one.

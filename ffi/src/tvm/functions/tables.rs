@@ -115,7 +115,14 @@ pub(super) fn supports(args: &mut Arguments<'_>) -> Outcome<Any> {
     let (vocab, hidden) = (number("vocab")?, number("hidden")?);
     let (intermediate, rank) = (number("intermediate")?, Some(number("rank")?).filter(|&rank| rank > 0));
     args.end()?;
-    let shape = flexdraft::kernels::ModelShape { attention, vocab, hidden, intermediate, rank };
+    let shape = flexdraft::kernels::ModelShape {
+        attention,
+        vocab,
+        hidden,
+        intermediate,
+        rank,
+        hidden_chain_rank: None,
+    };
     flexdraft::kernels::supports(&shape)?;
     Ok(Any { type_index: BOOL, padding: 0, bits: 1 })
 }
