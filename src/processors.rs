@@ -2,7 +2,7 @@
 //!
 //! The processors act in the order of the fields of [`LogitProcessors`]. All of them act on the target's distribution
 //! p. Drafts keep the distribution q that they were drawn from, which every acceptance rule allows. A request may ask that
-//! bias and mask act on the drafter's logits too ([`LogitProcessors::draft_edits`]).
+//! bias, mask and bad words of one id act on the drafter's logits too ([`LogitProcessors::draft_edits`]).
 //!
 //! Row i of a step has a history of its own: the prompt, the output, and the candidates c_0..c_i.
 //! [`LogitProcessors::edits`] lists, before a step runs, what the processors change in each row. A device applies the
@@ -176,12 +176,21 @@ impl LogitProcessors {
         }
     }
 
-    /// Returns the edits that act on a drafter's logits: bias and mask, the same in every row.
+    /// Returns the edits that act on a drafter's logits, the same in every row: bias, mask, and bad words of one id, which
+    /// no token before a row changes.
     pub fn draft_edits(&self) -> LogitEdits<'_> {
-        let biased = |(&id, &bias): (&u32, &f32)| Edit::new(id, 0..MAX_BLOCK_SIZE, Effect::Bias(bias));
+        let edit = |id, effect| Edit::new(id, 0..MAX_BLOCK_SIZE, effect);
+        let biased = |(&id, &bias): (&u32, &f32)| edit(id, Effect::Bias(bias));
+        let forbidden = |word: &Vec<u32>| match word[..] {
+            [id] => Some(edit(id, Effect::Forbid)),
+            _ => None,
+        };
+        let mut edits: Vec<Edit> = self.logit_bias.iter().map(biased).collect();
+        edits.extend(self.bad_words.iter().filter_map(forbidden));
+        edits.sort_by_key(|edit| edit.id);
         LogitEdits {
             repetition_penalty: 1.0,
-            edits: self.logit_bias.iter().map(biased).collect(),
+            edits,
             allowed: self.allowed.as_deref(),
             ..LogitEdits::default()
         }

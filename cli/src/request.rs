@@ -5,7 +5,8 @@ use flexdraft::processors::LogitProcessors;
 
 use crate::args::{DecodingArgs, SamplingArgs};
 
-/// Makes a request, not yet validated, that continues a prompt. Its drafts are looked up in the text if `looks_up`.
+/// Makes a request, not yet validated, that continues a prompt. Its drafts are looked up in the text if `looks_up`, and
+/// the drafter's own drafts see biased and forbidden tokens.
 pub fn request(
     decoding: &DecodingArgs,
     sampling: &SamplingArgs,
@@ -19,6 +20,7 @@ pub fn request(
     Request {
         stop_ids: stop_ids.to_vec(),
         processors,
+        processors_on_drafts: true,
         sampling: sampling.params(),
         rule: decoding.rule.into(),
         seed,

@@ -7,8 +7,8 @@
 //!    them, each row with its own history;
 //! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
 //! 3. c_0..c_a are clean now; the mask group that follows c_a and the bonus token give the next draft, slot j at
-//!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters); bias and bit mask edit its logits too, if
-//!    the request asks for it;
+//!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters); bias, bit mask and bad words of one id
+//!    edit its logits too, if the request asks for it;
 //! 4. its confidences give the next v ([`crate::schedule`]).
 //!
 //! The prefill is a step whose candidates are the prompt, all accepted. [`crate::random`] defines the random numbers.
@@ -35,7 +35,7 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Processors of the target's logits. Every row must keep an id.
     pub processors: Processors,
-    /// Whether bias and bit mask of the processors change the drafter's logits too.
+    /// Whether bias, bit mask and bad words of one id change the drafter's logits too.
     pub processors_on_drafts: bool,
     /// Warping, which turns logits into distributions, for target and drafter alike.
     pub warping: Warping,

@@ -14,8 +14,8 @@
 //! | bit masks by row | −∞ for ids that the mask of the row does not allow | |
 //!
 //! They change the target's distribution. The drafter's distribution q may be any distribution, so drafts keep the q
-//! that they were drawn from. A request may ask that bias and bit mask, which are known before the draft is drawn and
-//! are the same for all slots, change the drafter's logits too ([`process_draft`]).
+//! that they were drawn from. A request may ask that bias, bit mask and bad words of one id, which are known before the
+//! draft is drawn and are the same for all slots, change the drafter's logits too ([`process_draft`]).
 
 use crate::float::Float;
 
@@ -110,12 +110,13 @@ pub fn process<F: Float>(logits: &[F], processors: &Processors, history: History
     logits.iter().enumerate().map(value).collect()
 }
 
-/// Returns the calibrated logits `[V]` of a draft's slot after the bias and the bit mask of `processors`, if the
-/// request asks for it. The draft is drawn from these logits: they come before the choice of a chain's ids, confidence
+/// Returns the calibrated logits `[V]` of a draft's slot after bias, bit mask and bad words of one id, if the request
+/// asks for it. The draft is drawn from these logits: they come before the choice of a chain's ids, confidence
 /// and warping.
 pub fn process_draft<F: Float>(logits: &[F], processors: &Processors) -> Vec<F> {
     let value = |(id, &logit): (u32, &F)| {
-        if processors.allows(id) { processors.biased(id, logit) } else { F::NEG_INFINITY }
+        let is_bad = processors.bad_words.iter().any(|word| word[..] == [id]);
+        if processors.allows(id) && !is_bad { processors.biased(id, logit) } else { F::NEG_INFINITY }
     };
     (0..).zip(logits).map(value).collect()
 }
@@ -167,18 +168,18 @@ mod tests {
     }
 
     #[test]
-    fn only_bias_and_mask_change_a_draft() {
+    fn bias_mask_and_bad_words_of_one_id_change_a_draft() {
         let processors = Processors {
             repetition_penalty: 2.0,
             frequency_penalty: 0.25,
             presence_penalty: 0.5,
             bias: vec![(2, 8.0), (3, 1.0)],
             min_tokens: 9,
-            bad_words: vec![vec![0]],
+            bad_words: vec![vec![0], vec![1, 2]],
             mask: Some(vec![0b0111]),
             row_mask: Some(|_| vec![0]),
         };
-        assert_eq!(process_draft(&[1.0, -1.0, 2.0, 4.0], &processors), [1.0, -1.0, 10.0, NONE]);
+        assert_eq!(process_draft(&[1.0, -1.0, 2.0, 4.0], &processors), [NONE, -1.0, 10.0, NONE]);
         assert_eq!(process_draft(&[1.0, f64::NAN], &Processors::OFF)[0], 1.0);
     }
 

@@ -20,10 +20,10 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Penalties, bias and forbidden ids, which act on the target's logits: after the hook, before warping.
     pub processors: LogitProcessors,
-    /// Whether the bias and the mask of allowed ids in `processors` act on the drafter's logits too, before confidence and
-    /// warping, so that the drafter proposes no forbidden id and more biased ids. Greedy and `match` outputs do not
-    /// depend on it, and the distribution of other outputs does not. On a GPU, one more upload and two more launches per
-    /// drafting.
+    /// Whether the bias, the mask of allowed ids and the bad words of one id in `processors` act on the drafter's logits too,
+    /// before confidence and warping, so that the drafter proposes no forbidden id and more biased ids. Greedy and `match` outputs do not
+    /// depend on it, and the distribution of other outputs does not. If there is a bias, a mask or such a word: on a GPU,
+    /// one more upload and two more launches per drafting.
     pub processors_on_drafts: bool,
     /// The warping of the target's (and the drafter's) distribution.
     pub sampling: SamplingParams,
