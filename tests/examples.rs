@@ -10,6 +10,8 @@ mod generate;
 mod kernels_on_the_emulator;
 #[path = "../examples/logits_hook.rs"]
 mod logits_hook;
+#[path = "../examples/lookup_settings.rs"]
+mod lookup_settings;
 #[path = "../examples/proposer.rs"]
 mod proposer;
 #[path = "../examples/raw_pointers_and_stream.rs"]
@@ -28,6 +30,11 @@ fn runs_a_policy_of_its_own() {
 #[test]
 fn edits_logits() {
     logits_hook::main().unwrap();
+}
+
+#[test]
+fn measures_prompt_lookup() {
+    lookup_settings::main().unwrap();
 }
 
 #[test]

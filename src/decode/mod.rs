@@ -19,6 +19,7 @@ mod policy;
 mod prefix_index;
 mod probe;
 mod proposal;
+mod proposal_confidence;
 mod record;
 mod request;
 mod request_id;

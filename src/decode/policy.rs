@@ -33,7 +33,8 @@ pub struct SequenceView<'a> {
     pub proposes: bool,
     /// The most tokens that the request may still commit.
     pub wanted: usize,
-    /// The drafter's confidence in each token of the pending draft. Empty if no draft is pending, for example after a
+    /// The drafter's confidence in each token of the pending draft. For tokens that a proposer is certain of, the chance
+    /// that such tokens are accepted, learned for each source and place. Empty if no draft is pending, for example after a
     /// prompt.
     pub confidence: &'a [f32],
     /// v: the verify length that the request's confidence threshold gives.

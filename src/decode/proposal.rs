@@ -56,6 +56,13 @@ pub trait Proposer: Send {
     /// Any error for which there is no proposal. An error, like a panic, ends the request with
     /// [`DecodeError::Hook`](super::DecodeError::Hook), after the tokens in `prefix`.
     fn propose(&mut self, prefix: &[u32], proposal: &mut Proposal<'_>) -> Result<(), HookError>;
+
+    /// Returns the name of the source; by default, the name of its type, which closures of one function share. The engine
+    /// learns for each name how often tokens that count as certain are accepted, which policies see as their
+    /// [confidence](super::SequenceView::confidence).
+    fn source(&self) -> &'static str {
+        std::any::type_name::<Self>()
+    }
 }
 
 impl<F: FnMut(&[u32], &mut Proposal<'_>) -> Result<(), HookError> + Send> Proposer for F {
@@ -94,7 +101,8 @@ pub enum ProposalError {
 
 /// A proposal that a [`Proposer`] fills, token by token.
 ///
-/// Tokens that are [pushed](Self::push) count as certain, q(d) = 1; tokens that are [drawn](Self::draw) come from their
+/// Tokens that are [pushed](Self::push) count as certain, q(d) = 1, and their confidence is how often tokens of the same
+/// [source](Proposer::source) at the same place were accepted so far; tokens that are [drawn](Self::draw) come from their
 /// distribution. A proposal may have both.
 #[derive(Debug)]
 pub struct Proposal<'a> {
@@ -103,6 +111,8 @@ pub struct Proposal<'a> {
     confidence: Vec<f32>,
     /// The warped scores that each token was drawn from; `None` for a token that was pushed.
     scores: Vec<Option<Vec<f32>>>,
+    /// Whether each token was pushed.
+    places: Vec<bool>,
     /// The verify length that the drafter's confidences give, if the proposal is the drafter's draft.
     verify_len: Option<usize>,
 }
@@ -127,6 +137,8 @@ pub(super) struct ProposedDraft {
     pub(super) tokens: Vec<u32>,
     /// The largest probability of each token's distribution at temperature 1.
     pub(super) confidence: Vec<f32>,
+    /// Whether each token was pushed as certain.
+    pub(super) places: Vec<bool>,
     /// v: the number of tokens to verify.
     pub(super) verify_len: usize,
     /// The warped scores `[vocab]` that each token was drawn from, if the rule compares distributions and any token was
@@ -137,7 +149,8 @@ pub(super) struct ProposedDraft {
 impl<'a> Proposal<'a> {
     /// Makes an empty proposal.
     pub(super) fn new(request: ProposalRequest<'a>) -> Self {
-        Self { request, tokens: Vec::new(), confidence: Vec::new(), scores: Vec::new(), verify_len: None }
+        let (tokens, confidence, scores, places) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { request, tokens, confidence, scores, places, verify_len: None }
     }
 
     /// Returns the tokens so far.
@@ -165,7 +178,11 @@ impl<'a> Proposal<'a> {
         if token as usize >= vocab_size {
             return Err(ProposalError::OutOfVocabulary { token, vocab_size });
         }
-        self.add(token, 1.0, None)
+        self.add(token, 1.0, None)?;
+        if let Some(place) = self.places.last_mut() {
+            *place = true;
+        }
+        Ok(())
     }
 
     /// Draws the next token from `logits` `[vocab]`, with the request's sampling parameters and random numbers, and adds
@@ -205,7 +222,8 @@ impl<'a> Proposal<'a> {
     pub fn keep_draft(&mut self) {
         let Some((tokens, confidence, verify_len)) = self.request.draft else { return };
         (self.tokens, self.confidence) = (tokens.to_vec(), confidence.to_vec());
-        (self.scores, self.verify_len) = (vec![None; tokens.len()], Some(verify_len));
+        (self.scores, self.places) = (vec![None; tokens.len()], vec![false; tokens.len()]);
+        self.verify_len = Some(verify_len);
     }
 
     fn add(&mut self, token: u32, confidence: f32, scores: Option<Vec<f32>>) -> Result<(), ProposalError> {
@@ -215,13 +233,14 @@ impl<'a> Proposal<'a> {
         self.tokens.push(token);
         self.confidence.push(confidence);
         self.scores.push(scores);
+        self.places.push(false);
         self.verify_len = None;
         Ok(())
     }
 
     /// Returns what was proposed; `None` for an empty proposal.
     pub(super) fn finish(self) -> Option<ProposedDraft> {
-        let Self { request, tokens, confidence, scores, verify_len } = self;
+        let Self { request, tokens, confidence, scores, places, verify_len } = self;
         if tokens.is_empty() {
             return None;
         }
@@ -236,6 +255,6 @@ impl<'a> Proposal<'a> {
         let rows = scores.into_iter().zip(&tokens).map(|(row, &token)| row.unwrap_or_else(|| certain(token)));
         let scores = is_drawn.then(|| rows.collect());
         let verify_len = verify_len.unwrap_or(tokens.len());
-        Some(ProposedDraft { tokens, confidence, verify_len, scores })
+        Some(ProposedDraft { tokens, confidence, places, verify_len, scores })
     }
 }

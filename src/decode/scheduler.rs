@@ -7,9 +7,10 @@ use super::error::DecodeError;
 use super::options::EngineOptions;
 use super::pages::PageAllocator;
 use super::policy::{BatchView, Choice, Policy, SequenceView};
+use super::proposal_confidence::ProposalConfidence;
 use super::record::{Committed, Finish};
 use super::request_id::RequestId;
-use super::sequence::{Sequence, Work};
+use super::sequence::{PendingDraft, Sequence, Work};
 use super::stats::{DraftCounts, EngineStats, PrefixCounts};
 use super::step::{Outcome, SequencePlan};
 use crate::acceptance::Rule;
@@ -40,6 +41,7 @@ pub(super) struct Scheduler<B> {
     preempted: u64,
     prefixes: PrefixCounts,
     drafts: DraftCounts,
+    proposals: ProposalConfidence,
 }
 
 impl<B> Scheduler<B> {
@@ -52,7 +54,20 @@ impl<B> Scheduler<B> {
     ) -> Self {
         let (active, waiting, finished) = (Vec::new(), VecDeque::new(), Vec::new());
         let (preempted, prefixes, drafts) = (0, PrefixCounts::default(), DraftCounts::default());
-        Self { pages, options, context_len, drafter, active, waiting, finished, preempted, prefixes, drafts }
+        let proposals = ProposalConfidence::default();
+        Self {
+            pages,
+            options,
+            context_len,
+            drafter,
+            active,
+            waiting,
+            finished,
+            preempted,
+            prefixes,
+            drafts,
+            proposals,
+        }
     }
 
     /// Returns the engine's options.
@@ -381,7 +396,12 @@ impl<B> Scheduler<B> {
     /// Applies an outcome to its sequence.
     pub(super) fn commit(&mut self, plan: &SequencePlan, outcome: Outcome<B>) -> Committed {
         if plan.work == Work::Decode && outcome.failure.is_none() {
-            self.drafts.add(plan.verify_len, outcome.committed.len().saturating_sub(1));
+            let accepted = outcome.committed.len().saturating_sub(1);
+            self.drafts.add(plan.verify_len, accepted);
+            let draft = self.active[plan.sequence].draft.as_ref();
+            if let Some(certain) = draft.and_then(|draft| draft.certain.as_ref()) {
+                self.proposals.observe(certain, plan.verify_len, accepted);
+            }
         }
         if plan.work != Work::Decode {
             self.prefixes.tokens_read += plan.rows() as u64;
@@ -391,6 +411,9 @@ impl<B> Scheduler<B> {
         sequence.cached += outcome.kept;
         if plan.draws() {
             sequence.draft = outcome.draft;
+            if let Some(PendingDraft { certain: Some(certain), confidence, .. }) = &mut sequence.draft {
+                self.proposals.calibrate(certain, confidence);
+            }
         }
         let mut tokens = outcome.committed;
         // If the request's end comes before the token that failed, the failure does not count.

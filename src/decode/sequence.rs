@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 
 use super::hook::{LogitsHook, MaskProvider};
 use super::proposal::Proposer;
+use super::proposal_confidence::CertainTokens;
 use super::record::Finish;
 use super::request::Request;
 use super::request_id::RequestId;
@@ -17,8 +18,10 @@ use crate::processors::History;
 pub(super) struct PendingDraft<B> {
     /// The tokens d_1, d_2, …: S − 1 of them from the drafter, and any number from a proposer.
     pub(super) tokens: Vec<u32>,
-    /// The drafter's confidence in each token.
+    /// The drafter's confidence in each token, or for a certain token of a proposal the chance that it is accepted.
     pub(super) confidence: Vec<f32>,
+    /// The tokens that count as certain, if the draft is a proposal that has any.
+    pub(super) certain: Option<CertainTokens>,
     /// The logits that the tokens were drawn from. `None` if the acceptance rule does not need them, or if
     /// a proposer counts its tokens as certain.
     pub(super) logits: Option<DrawnFrom<B>>,

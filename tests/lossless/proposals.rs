@@ -2,14 +2,16 @@
 //! distributions, they leave the output as it is.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    DecodeError, Engine, EngineOptions, Finish, Flex, HookError, MAX_PROPOSAL, Mode, Policy, PromptLookup,
-    Proposal, ProposalError, Proposer, Record, Request,
+    BatchView, Choice, DecodeError, Engine, EngineOptions, Finish, Flex, HookError, MAX_PROPOSAL, Mode,
+    Policy, PromptLookup, Proposal, ProposalError, Proposer, Record, Request, StepRecord,
 };
 use flexdraft::device::Device;
 use flexdraft::device::cpu::Cpu;
+use flexdraft::layout::GroupSet;
 use flexdraft::logits::LogitsFault;
 use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
@@ -313,4 +315,72 @@ fn an_engine_without_drafter_must_be_asked() {
     assert_eq!(engine.set_policy(Mode::Parallel), Err(DecodeError::NoDrafter { mode: "parallel" }));
     assert_eq!(engine.set_policy(Flex::default()), Ok(()));
     assert!(engine.model().device().is_row_invariant());
+}
+
+/// A policy that verifies whole drafts, and stores the confidences of all drafts.
+struct Listener(Arc<Mutex<Vec<Vec<f32>>>>);
+
+impl Policy for Listener {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        let seen = batch.sequences.iter().filter(|view| !view.confidence.is_empty());
+        self.0.lock().unwrap().extend(seen.map(|view| view.confidence.to_vec()));
+        batch.sequences.iter().map(|view| Choice::drafting(view, GroupSet::NONE)).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        "listener"
+    }
+}
+
+/// A source whose only token is always wrong. It knows the output of a request with a prompt of three tokens.
+struct Wrong(Vec<u32>);
+
+impl Proposer for Wrong {
+    fn propose(&mut self, prefix: &[u32], proposal: &mut Proposal<'_>) -> Result<(), HookError> {
+        self.0.get(prefix.len() - 3).map_or(Ok(()), |token| Ok(proposal.push((token + 1) % 7)?))
+    }
+
+    fn source(&self) -> &'static str {
+        "wrong"
+    }
+}
+
+/// The confidence in certain tokens is learned from earlier verifications, for each source and place, from one request to
+/// the next. Records keep what the source said.
+#[test]
+fn certain_tokens_have_the_confidence_that_their_source_earned() {
+    let spec = Spec::default();
+    let expected = run_alone(&spec, Mode::Autoregressive, Request::new(vec![3, 1, 4], 150)).tokens;
+    // The second token is always wrong.
+    let known = expected.clone();
+    let misses_one = move |prefix: &[u32], proposal: &mut Proposal<'_>| -> Result<(), HookError> {
+        for (place, token) in known.iter().skip(prefix.len() - 3).take(3).enumerate() {
+            proposal.push(if place == 1 { (token + 1) % 7 } else { *token })?;
+        }
+        Ok(())
+    };
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let mut engine = without_drafter(&spec, Listener(seen.clone()));
+    let request = |proposer: Box<dyn Proposer>, count| Request {
+        proposer: Some(proposer),
+        record: true,
+        ..Request::new(vec![3, 1, 4], count)
+    };
+    let first = run(&mut engine, vec![request(Box::new(misses_one.clone()), 150)]).remove(0);
+    assert_eq!(first.tokens, expected);
+    let confidences = std::mem::take(&mut *seen.lock().unwrap());
+    let prior = confidences[0][0];
+    assert!(confidences[0].iter().all(|&confidence| confidence == prior) && (0.4..0.8).contains(&prior));
+    let last = &confidences[confidences.len() - 4];
+    assert!(last[0] > 0.9 && last[1] < 0.1 && last[2] == prior, "{last:?}");
+    for record in &first.records {
+        let (Record::Step(StepRecord { next, .. }) | Record::Prefill(next)) = record;
+        assert!(next.confidence.iter().all(|&confidence| confidence == 1.0));
+    }
+    run(&mut engine, vec![request(Box::new(Wrong(expected.clone())), 8)]);
+    let of_another = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(of_another[0][0], prior);
+    assert!(of_another[of_another.len() - 1][0] < prior, "{of_another:?}");
+    run(&mut engine, vec![request(Box::new(misses_one), 8)]);
+    assert!(seen.lock().unwrap()[0][0] > 0.9);
 }

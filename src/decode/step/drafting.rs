@@ -170,7 +170,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
             let compared = sequence.compares_distributions();
             let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw });
             let verify_len = sequence.request.confidence.verify_len(&confidence);
-            *draft = Some(PendingDraft { tokens, confidence, logits, verify_len });
+            *draft = Some(PendingDraft { tokens, confidence, certain: None, logits, verify_len });
         }
     }
 }

@@ -5,6 +5,7 @@ use super::hooks;
 use super::joint::Step;
 use super::outcome::DrawnTokens;
 use crate::decode::proposal::{Proposal, ProposalRequest, ProposedDraft};
+use crate::decode::proposal_confidence::CertainTokens;
 use crate::decode::sequence::{DrawnFrom, PendingDraft};
 use crate::device::{Device, DeviceError};
 
@@ -35,7 +36,8 @@ pub(super) fn propose<D: Device>(
         *failure = Some(error);
         return Ok(());
     }
-    let Some(ProposedDraft { tokens, confidence, verify_len, scores }) = proposal.finish() else {
+    let source = proposer.source();
+    let Some(ProposedDraft { tokens, confidence, places, verify_len, scores }) = proposal.finish() else {
         return Ok(());
     };
     let logits = match scores {
@@ -46,6 +48,7 @@ pub(super) fn propose<D: Device>(
             Some(DrawnFrom::Proposed(logits))
         }
     };
-    *draft = Some(PendingDraft { tokens, confidence, logits, verify_len });
+    let certain = places.contains(&true).then_some(CertainTokens { source, places });
+    *draft = Some(PendingDraft { tokens, confidence, certain, logits, verify_len });
     Ok(())
 }

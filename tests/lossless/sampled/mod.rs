@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Committed, Confidence, Engine, EngineOptions, Mode, Policy, Record, Request};
+use flexdraft::decode::{
+    Committed, Confidence, Engine, EngineOptions, Flex, Mode, Policy, PromptLookup, Record, Request,
+};
 use flexdraft::device::Device;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::ChainKind;
@@ -117,8 +119,13 @@ fn tally<D: Device>(
     }
 }
 
-/// Returns the exact distribution of the generated tokens, in the order of [`tally`].
+/// Returns the exact distribution of the generated tokens after [`PROMPT`], in the order of [`tally`].
 fn exact_law(sampling: SamplingParams) -> Vec<f64> {
+    law_after(&PROMPT, sampling)
+}
+
+/// Returns the exact distribution of the generated tokens after a prompt, in the order of [`tally`].
+fn law_after(prompt: &[u32], sampling: SamplingParams) -> Vec<f64> {
     let target = reference::target(&spec().weights().0);
     let warping = Warping {
         temperature: sampling.temperature.into(),
@@ -130,7 +137,7 @@ fn exact_law(sampling: SamplingParams) -> Vec<f64> {
         let logits = target_logits(&target, tokens).pop().unwrap();
         flexdraft_reference::warp::warp(&logits, &warping).probabilities
     };
-    let mut law = vec![(PROMPT.to_vec(), 1.0)];
+    let mut law = vec![(prompt.to_vec(), 1.0)];
     for _ in 0..GENERATED {
         let extend = |(tokens, weight): &(Vec<u32>, f64)| -> Vec<(Vec<u32>, f64)> {
             let each = |(token, p)| ([&tokens[..], &[token]].concat(), weight * p);
@@ -205,6 +212,36 @@ fn orthrus_is_lossless() {
         }
     }
     assert!(accepted.iter().all(|&count| count >= 1000), "accepted lengths {accepted:?}");
+}
+
+/// Tests `rejection` and `block` with proposals that are looked up in the text, if `Flex` chooses how much of them is
+/// verified, by confidences that are learned from earlier proposals.
+#[test]
+fn proposals_of_a_length_that_flex_chooses_are_lossless() {
+    let prompt = [1, 3, 2, 3, 1];
+    let law = law_after(&prompt, full());
+    let mut lengths = [[0u64; 4]; 4];
+    for rule in [Rule::Rejection, Rule::Block] {
+        let model = Model::new(cpu(1), &spec().weights().0, None).unwrap();
+        let options = EngineOptions { proposers: true, free_verify_len: true, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, Flex::default(), options).unwrap();
+        let looking = |seed| Request {
+            proposer: Some(Box::new(PromptLookup { longest: 2, shortest: 1, tokens: 3 })),
+            prompt: prompt.to_vec(),
+            record: true,
+            ..request(rule, full(), seed)
+        };
+        let counts = tally(&mut engine, 0..FEWER_RUNS, looking, |records| {
+            for record in records {
+                if let Record::Step(step) = record {
+                    lengths[step.verify_len][step.accepted] += 1;
+                }
+            }
+        });
+        let p = p_value(&counts, &law);
+        assert!(p > FALSE_ALARM, "{rule:?}: chi-square p-value {p}");
+    }
+    assert!(lengths[0][0] > 100 && lengths[3].iter().all(|&count| count > 100), "{lengths:?}");
 }
 
 fn full() -> SamplingParams {
