@@ -33,11 +33,15 @@ fn weights(shape: &[usize]) -> Tensor {
         .expect("a shape and its elements")
 }
 
-/// Returns a CPU device for each instruction set and precision, with a name for the report.
 fn devices() -> Vec<(String, Cpu)> {
+    devices_with([Precision::F32, Precision::Bf16])
+}
+
+/// Returns a CPU device for each instruction set and precision, with a name for the report.
+fn devices_with(precisions: [Precision; 2]) -> Vec<(String, Cpu)> {
     let mut devices = Vec::new();
     for set in InstructionSet::available() {
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in precisions {
             let options = CpuOptions { threads: 1, precision };
             let device = Cpu::with_instruction_set(options, set).expect("an available instruction set");
             devices.push((format!("{set:?}-{precision:?}"), device));
@@ -82,10 +86,7 @@ fn blocks(format: BlockFormat, shape: [usize; 2]) -> Tensor {
 
 fn quantized_products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantised linear 1024 -> 3072");
-    for (name, device) in devices() {
-        if device.precision() == Precision::Bf16 {
-            continue; // Rounded activations are multiplied by the same code.
-        }
+    for (name, device) in devices_with([Precision::F32, Precision::Q8]) {
         for format in BlockFormat::ALL {
             let weight = blocks(format, [3072, 1024]);
             let layer = device.new_linear(&[LinearPart::new(&weight, None)]).expect("a matrix");

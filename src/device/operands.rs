@@ -14,6 +14,10 @@ pub enum Precision {
     /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even). Sums are
     /// still computed in f32, and logits stay f32.
     Bf16,
+    /// Single precision for all values, but a product with quantised weights rounds its activations to 8 bits: to 127
+    /// steps of the largest magnitude among each 256 values of a row, to nearest, ties to even. Values up to 1e-30 then
+    /// count as 0. A device multiplies the 8-bit integers exactly, which takes half the instructions of f32.
+    Q8,
 }
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.

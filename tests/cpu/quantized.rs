@@ -1,5 +1,6 @@
 //! Tests of products with quantised weights: the blocks stand for the numbers that ggml gives them, and a product has
-//! the bits of the product with these numbers in f32, whatever the rows, the threads and the instruction set.
+//! the bits of the product with these numbers in f32, whatever the rows, the threads and the instruction set. A product
+//! with activations of 8 bits is near the exact sum, and has the same bits in all these cases.
 
 use flexdraft::device::cpu::{Cpu, CpuLinear, InstructionSet};
 use flexdraft::device::{Device, DeviceError, LinearPart, Precision};
@@ -136,14 +137,14 @@ proptest! {
         let cols = 2 * format.block_len();
         let table = random_blocks(format, [7, cols], 1.0, seed);
         let values = elements(&table);
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Q8] {
             for device in devices(1, precision) {
                 let mut out = activations(&device, cols, &noise_rows(1, ids.len() + 1, cols));
                 device.embed(&layer(&device, &table, None), &ids, 1, &mut out).unwrap();
                 for (row, &id) in ids.iter().enumerate() {
                     let expected = values[id as usize * cols..][..cols].iter();
                     let expected: Vec<u32> = match precision {
-                        Precision::F32 => expected.map(|&x| (x as f32).to_bits()).collect(),
+                        Precision::F32 | Precision::Q8 => expected.map(|&x| (x as f32).to_bits()).collect(),
                         Precision::Bf16 => {
                             expected.map(|&x| half::bf16::from_f32(x as f32).to_f32().to_bits()).collect()
                         }
@@ -152,6 +153,119 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// Returns a row with each value rounded to 127 steps of the largest magnitude of its group of 256.
+fn rounded(row: &[f32]) -> Vec<f64> {
+    let group = |values: &[f32]| {
+        let largest = values.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+        let (factor, scale) = (127.0 / largest, f64::from(largest / 127.0));
+        values.iter().map(|&x| f64::from((x * factor).round_ties_even()) * scale).collect::<Vec<_>>()
+    };
+    row.chunks(256).flat_map(group).collect()
+}
+
+proptest! {
+    #![proptest_config(properties(48))]
+
+    #[test]
+    fn products_of_8_bits_agree_with_f64(
+        format in format(),
+        blocks in 1usize..20,
+        out_cols in 1usize..20,
+        rows in 1usize..20,
+        size in prop::sample::select(vec![1e-3f32, 1.0, 50.0]),
+        seed in any::<u64>(),
+    ) {
+        let in_cols = blocks * format.block_len();
+        let weight = random_blocks(format, [out_cols, in_cols], size, seed);
+        let exact = elements(&weight);
+        let x = noise_rows(seed, rows, in_cols);
+        for device in devices(1, Precision::Q8) {
+            let found = linear(&device, &layer(&device, &weight, None), &x);
+            for (x, found) in x.iter().map(|row| rounded(row)).zip(&found) {
+                for (w, found) in exact.chunks_exact(in_cols).zip(found) {
+                    let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                    // The products of scales and of offsets are added separately. Neither exceeds three times the largest
+                    // weight times an activation.
+                    let largest = w.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+                    let size = 6.0 * largest * x.iter().map(|x| x.abs()).sum::<f64>();
+                    let roundings = (in_cols.div_ceil(64) * 2 + 12) as f64;
+                    let error = (f64::from(f32::from_bits(*found)) - sum).abs();
+                    prop_assert!(error <= size * roundings * f64::from(f32::EPSILON) / 2.0, "{}", format);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_8_bits_depend_on_neither_rows_nor_threads_nor_vectors() {
+    for format in BlockFormat::ALL {
+        let blocks_of_32: &[usize] = &[1, 3, 5, 8, 18, 23];
+        let blocks = if format.block_len() == 32 { blocks_of_32 } else { &[1, 3] };
+        for (&blocks, out_cols) in blocks.iter().zip([5, 62, 1, 31, 7, 301]) {
+            let weight = random_blocks(format, [out_cols, blocks * format.block_len()], 1.0, 9);
+            let bias = weights(flexdraft::tensor::DType::F32, &[out_cols], 3);
+            let x = noise_rows(4, MOST_ROWS, blocks * format.block_len());
+            let mut fused = Vec::new();
+            for (threads, device) in
+                [1, 3].into_iter().flat_map(|n| devices(n, Precision::Q8).into_iter().map(move |d| (n, d)))
+            {
+                let layer = layer(&device, &weight, Some(&bias));
+                let expected = linear(&device, &layer, &x);
+                for rows in 1..MOST_ROWS {
+                    assert!(
+                        linear(&device, &layer, &x[..rows]) == expected[..rows],
+                        "{device:?} {format} {rows}"
+                    );
+                }
+                // A row among other rows, at another place.
+                let moved = [&x[20..], &x[..20]].concat();
+                assert!(linear(&device, &layer, &moved)[13..] == expected[..20], "{device:?} {format}");
+                if device.instruction_set() != InstructionSet::Portable || threads > 1 {
+                    fused.push((device.instruction_set(), expected));
+                }
+            }
+            let portable = |set| set == InstructionSet::Portable;
+            assert!(
+                fused
+                    .iter()
+                    .filter(|(set, _)| !portable(*set))
+                    .map(|(_, bits)| bits)
+                    .is_sorted_by(|a, b| a == b)
+            );
+        }
+    }
+}
+
+/// A value that is not finite makes its row's results NaN, so that the engine finds the fault, and no other row's.
+#[test]
+fn activations_that_are_not_finite_do_not_disappear_in_8_bits() {
+    let weight = random_blocks(BlockFormat::Q4K, [6, 512], 1.0, 1);
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = noise_rows(1, 3, 512);
+        x[1][300] = odd;
+        for device in devices(1, Precision::Q8) {
+            let found = linear(&device, &layer(&device, &weight, None), &x);
+            let nan =
+                |row: &Vec<u32>| row.iter().map(|&bits| f32::from_bits(bits).is_nan()).collect::<Vec<_>>();
+            assert_eq!(found.iter().map(nan).collect::<Vec<_>>(), [[false; 6], [true; 6], [false; 6]]);
+        }
+    }
+}
+
+#[test]
+fn only_products_with_blocks_have_8_bits() {
+    let weight = weights(flexdraft::tensor::DType::Bf16, &[9, 512], 5);
+    let x = noise_rows(2, 19, 512);
+    for (rounds, plain) in devices(1, Precision::Q8).iter().zip(&devices(1, Precision::F32)) {
+        let of = |device| linear(device, &layer(device, &weight, None), &x);
+        assert!(of(rounds) == of(plain));
+        let blocks = random_blocks(BlockFormat::Q8_0, [9, 512], 0.5, 4);
+        let of = |device| linear(device, &layer(device, &blocks, None), &x);
+        assert!(of(rounds) != of(plain));
     }
 }
 

@@ -1,8 +1,11 @@
 //! Tests that decoding is lossless over a quantised target: a GGUF file with blocks of every format that the CPU device
 //! keeps. Its tokens are the tokens of the dequantised target, in every mode and with every rule, in batches and alone.
+//! With activations of 8 bits, the tokens of every mode are the tokens of decoding one at a time.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, Flex, Mode, Policy, Record, Request};
+use flexdraft::device::Precision;
+use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::weights::{LinearWeights, TargetWeights};
 use flexdraft::model::{DrafterWeights, Model, QuantizedWeights};
 use flexdraft::sampling::SamplingParams;
@@ -11,7 +14,7 @@ use flexdraft::tensor::{BlockFormat, DType, Elements, Tensor};
 use crate::support::blocks::random_blocks;
 use crate::support::gguf::{File, Value};
 use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::runs::{Output, cpu, proposing, run};
+use crate::support::runs::{Output, proposing, run};
 
 const VOCAB: usize = 61;
 const LAYERS: usize = 2;
@@ -99,27 +102,46 @@ fn dequantized(target: &TargetWeights) -> TargetWeights {
 fn decode(
     target: &TargetWeights,
     drafter: &DrafterWeights,
-    threads: usize,
+    (threads, precision): (usize, Precision),
     policy: impl Policy + 'static,
     requests: Vec<Request>,
 ) -> Vec<Output> {
-    let model = Model::new(cpu(threads), target, Some(drafter)).unwrap();
+    let device = Cpu::new(CpuOptions { threads, precision }).unwrap();
+    let model = Model::new(device, target, Some(drafter)).unwrap();
     run(&mut Engine::new(model, policy, EngineOptions::default()).unwrap(), requests)
 }
 
 #[test]
 fn every_mode_and_rule_over_blocks_is_as_over_their_numbers() {
     let target = file().open().unwrap().target_with(QuantizedWeights::Keep).unwrap();
-    let plain = dequantized(&target);
-    let drafter = DrafterWeights::random(&target.config, 1, 6, 16, DType::Bf16, 3).unwrap();
     let sampled = SamplingParams::at_temperature(1.0);
-    let mut accepted = [0; 6];
-    for (rule, sampling) in [
+    let rules = [
         (Rule::Rejection, SamplingParams::at_temperature(0.0)),
         (Rule::Match, sampled),
         (Rule::Rejection, sampled),
         (Rule::Block, sampled),
-    ] {
+    ];
+    check(&target, &dequantized(&target), Precision::F32, &rules);
+}
+
+#[test]
+fn every_mode_is_lossless_with_activations_of_8_bits() {
+    let target = file().open().unwrap().target_with(QuantizedWeights::Keep).unwrap();
+    let greedy = (Rule::Rejection, SamplingParams::at_temperature(0.0));
+    check(&target, &target, Precision::Q8, &[greedy, (Rule::Match, SamplingParams::at_temperature(1.0))]);
+}
+
+/// Checks that the target gives the tokens of `plain`, in every mode, for requests with each of the rules.
+fn check(
+    target: &TargetWeights,
+    plain: &TargetWeights,
+    precision: Precision,
+    rules: &[(Rule, SamplingParams)],
+) {
+    let drafter = DrafterWeights::random(&target.config, 1, 6, 16, DType::Bf16, 3).unwrap();
+    let on = |threads: usize| (threads, precision);
+    let mut accepted = [0; 6];
+    for &(rule, sampling) in rules {
         let request = |i: u32| Request {
             rule,
             sampling,
@@ -129,17 +151,17 @@ fn every_mode_and_rule_over_blocks_is_as_over_their_numbers() {
         };
         // Without drafts every rule draws the same tokens.
         let requests = || (0..4).map(request).collect::<Vec<_>>();
-        let ar = decode(&plain, &drafter, 1, Mode::Autoregressive, requests());
+        let ar = decode(plain, &drafter, on(1), Mode::Autoregressive, requests());
         assert!(ar.windows(2).all(|pair| pair[0].tokens != pair[1].tokens));
-        assert_eq!(decode(&target, &drafter, 3, Mode::Autoregressive, requests()), ar);
+        assert_eq!(decode(target, &drafter, on(3), Mode::Autoregressive, requests()), ar);
         let keeps_tokens = rule == Rule::Match || sampling.temperature == 0.0;
         let proposing = || requests().into_iter().zip(&ar).map(|(request, ar)| proposing(request, ar, VOCAB));
         for mode in [Mode::Parallel, Mode::Sequential] {
-            let own = decode(&target, &drafter, 1, mode, requests());
-            assert_eq!(own, decode(&plain, &drafter, 2, mode, requests()), "{rule:?} {mode:?}");
-            let proposed = decode(&target, &drafter, 2, mode, proposing().collect());
+            let own = decode(target, &drafter, on(1), mode, requests());
+            assert_eq!(own, decode(plain, &drafter, on(2), mode, requests()), "{rule:?} {mode:?}");
+            let proposed = decode(target, &drafter, on(2), mode, proposing().collect());
             for (index, request) in proposing().enumerate() {
-                let alone = decode(&target, &drafter, 1, mode, vec![request]);
+                let alone = decode(target, &drafter, on(1), mode, vec![request]);
                 assert_eq!(alone[0].tokens, proposed[index].tokens, "{rule:?} {mode:?} alone");
             }
             for (output, ar) in proposed.iter().chain(&own).zip(ar.iter().cycle()) {
@@ -153,10 +175,10 @@ fn every_mode_and_rule_over_blocks_is_as_over_their_numbers() {
         }
         if keeps_tokens {
             let tokens = |outputs: &[Output]| outputs.iter().map(|o| o.tokens.clone()).collect::<Vec<_>>();
-            let auto = decode(&target, &drafter, 2, Flex::default(), requests());
-            let groups = decode(&target, &drafter, 1, RandomGroups(5), proposing().collect());
+            let auto = decode(target, &drafter, on(2), Flex::default(), requests());
+            let groups = decode(target, &drafter, on(1), RandomGroups(5), proposing().collect());
             let random =
-                decode(&target, &drafter, 1, RandomEverything(RandomGroups(6)), proposing().collect());
+                decode(target, &drafter, on(1), RandomEverything(RandomGroups(6)), proposing().collect());
             assert_eq!([tokens(&auto), tokens(&groups), tokens(&random)], [(); 3].map(|()| tokens(&ar)));
         }
     }

@@ -53,6 +53,8 @@ pub enum Dtype {
     F32,
     /// bfloat16, as on a GPU
     Bf16,
+    /// Single precision, but 8 bits where quantised weights are multiplied
+    Q8,
 }
 
 impl From<Dtype> for Precision {
@@ -60,6 +62,7 @@ impl From<Dtype> for Precision {
         match dtype {
             Dtype::F32 => Self::F32,
             Dtype::Bf16 => Self::Bf16,
+            Dtype::Q8 => Self::Q8,
         }
     }
 }

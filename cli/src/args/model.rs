@@ -38,7 +38,7 @@ pub struct ModelArgs {
     /// Let no kernel of a GPU begin before the kernel in front of it has ended. No result depends on it
     #[arg(long, help_heading = "Model")]
     pub no_dependent_launches: bool,
-    /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
+    /// Rounding of activations on the CPU. A target has slightly different numbers with each; each is decoded losslessly
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
     /// Quantised weights of a GGUF file: keep them, or convert them to bf16 [default: keep on the CPU, bf16 on a GPU]

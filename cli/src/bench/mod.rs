@@ -65,7 +65,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let precision: Precision = args.dtype.into();
-            let (dtype, kv) = if precision == Precision::Bf16 { ("bf16", 2) } else { ("f32", 4) };
+            let (dtype, kv) = match precision {
+                Precision::F32 => ("f32", 4),
+                Precision::Bf16 => ("bf16", 2),
+                Precision::Q8 => ("q8", 4),
+            };
             let device = models::cpu(args.threads, precision)?;
             let memory = if args.quick { QUICK_MEMORY } else { MEMORY };
             let machine = Machine {

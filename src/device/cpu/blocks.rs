@@ -175,9 +175,9 @@ impl Unpack<210, 8> for Q6K {
 /// The scales of the eight sub-blocks of a Q4_K or Q5_K block.
 pub(super) struct SubBlocks {
     /// d · scale of each sub-block; the other eight numbers are not used.
-    scales: [f32; 16],
+    pub(super) scales: [f32; 16],
     /// −dmin · min of each sub-block, after eight numbers that are not used.
-    offsets: [f32; 16],
+    pub(super) offsets: [f32; 16],
 }
 
 impl SubBlocks {
@@ -185,7 +185,7 @@ impl SubBlocks {
     /// each. For the first four sub-blocks, they are the low 6 bits of bytes 0..4 and 4..8. For the other four, the
     /// low 4 bits are in bytes 8..12, and the high 2 bits are the high bits of bytes 0..8.
     #[inline(always)]
-    fn new<S: Simd>(simd: S, head: &[u8; 16]) -> Self {
+    pub(super) fn new<S: Simd>(simd: S, head: &[u8; 16]) -> Self {
         let word = |at: usize| u32::from_le_bytes(*array(head, at));
         let (a, b, c) = (word(4), word(8), word(12));
         let words = [
@@ -216,7 +216,7 @@ fn nibbles<S: Simd>(simd: S, bytes: &[u8; LANES], low: S::Affine, high: S::Affin
 
 /// Returns the `N` bytes from `start` on, which are within the block.
 #[inline(always)]
-fn array<const M: usize, const N: usize>(block: &[u8; M], start: usize) -> &[u8; N] {
+pub(super) fn array<const M: usize, const N: usize>(block: &[u8; M], start: usize) -> &[u8; N] {
     // The caller's start is within the block, so the compiler removes the alternative.
     block.get(start..).and_then(<[u8]>::first_chunk).unwrap_or(&[0; N])
 }

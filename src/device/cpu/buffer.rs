@@ -11,7 +11,7 @@ impl Precision {
     #[inline]
     pub(crate) fn round(self, value: f32) -> f32 {
         match self {
-            Self::F32 => value,
+            Self::F32 | Self::Q8 => value,
             Self::Bf16 => round_to_bf16(value),
         }
     }

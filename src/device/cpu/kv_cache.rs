@@ -48,7 +48,7 @@ impl CpuKvCache {
         let AttentionShape { kv_heads, head_dim, .. } = shape;
         let paging = PageLayout { pages, page_size, kv_heads, head_dim };
         let element = match precision {
-            Precision::F32 => size_of::<f32>(),
+            Precision::F32 | Precision::Q8 => size_of::<f32>(),
             Precision::Bf16 => size_of::<bf16>(),
         };
         let len = [page_size, kv_heads, head_dim, pages].iter().try_fold(layers, |n, &m| n.checked_mul(m));
@@ -56,7 +56,7 @@ impl CpuKvCache {
         let (len, bytes) =
             size.ok_or(DeviceError::Overflow { operation: "new_cache", operand: "the KV cache" })?;
         let store = match precision {
-            Precision::F32 => zeroed(len).map(Store::F32),
+            Precision::F32 | Precision::Q8 => zeroed(len).map(Store::F32),
             Precision::Bf16 => zeroed(len).map(Store::Bf16),
         };
         let store = store.ok_or(DeviceError::OutOfMemory { what: "KV cache", bytes })?;

@@ -10,6 +10,8 @@ use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
 use super::product::{Factor, Matrix, WeightRows, products};
+use super::rounded::RoundedRows;
+use super::rounded_product::{IntegerRows, Integers, rounded_products};
 use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{BlockFormat, Elements, Tensor};
@@ -179,7 +181,10 @@ impl CpuLinear {
         let in_pairs = vectors.multiplies_pairs()
             && x.precision() == Precision::Bf16
             && self.parts.iter().any(|part| matches!(part.weight.elements(), Elements::Bf16(_)));
+        let rounds = x.precision() == Precision::Q8
+            && self.parts.iter().any(|part| part.weight.block_format().is_some());
         let x = x.matrix(rows.clone());
+        let rounded = rounds.then(|| RoundedRows::new(vectors, &x));
         let packed: Vec<bf16> = if in_pairs { pack(&x) } else { Vec::new() };
         let pairs = Matrix { elements: packed.as_slice(), stride: x.cols, rows: x.rows, cols: x.cols };
         let work = x.rows.saturating_mul(self.in_cols).saturating_mul(self.out_cols);
@@ -194,31 +199,14 @@ impl CpuLinear {
             Elements::Bf16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
             Elements::Blocks(blocks) => {
                 let w = (blocks.bytes(), task.part.stored, task.part.outputs);
+                let columns = BlockColumns { w, x, rounded: rounded.as_ref(), task, output, precision };
                 match blocks.format() {
-                    BlockFormat::Q4_0 => {
-                        let w = BlockRows::<Q4Zero, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
-                    BlockFormat::Q4_1 => {
-                        let w = BlockRows::<Q4One, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
-                    BlockFormat::Q8_0 => {
-                        let w = BlockRows::<Q8Zero, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
-                    BlockFormat::Q4K => {
-                        let w = BlockRows::<Q4K, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
-                    BlockFormat::Q5K => {
-                        let w = BlockRows::<Q5K, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
-                    BlockFormat::Q6K => {
-                        let w = BlockRows::<Q6K, _, _>::new(w);
-                        vectors.run(BlockColumns { w, x, task, output, precision });
-                    }
+                    BlockFormat::Q4_0 => columns.multiply::<Q4Zero, 18, 2>(vectors),
+                    BlockFormat::Q4_1 => columns.multiply::<Q4One, 20, 2>(vectors),
+                    BlockFormat::Q8_0 => columns.multiply::<Q8Zero, 34, 2>(vectors),
+                    BlockFormat::Q4K => columns.multiply::<Q4K, 144, 4>(vectors),
+                    BlockFormat::Q5K => columns.multiply::<Q5K, 176, 4>(vectors),
+                    BlockFormat::Q6K => columns.multiply::<Q6K, 210, 8>(vectors),
                 }
             }
         });
@@ -334,7 +322,38 @@ impl<X: Factor<T, K>, T: VectorElement, const K: usize> Kernel for Columns<'_, X
 }
 
 /// The operands of a product with quantised weights for some output columns.
-struct BlockColumns<'a, F, const BYTES: usize, const V: usize> {
+struct BlockColumns<'a> {
+    /// The bytes of the stored matrix, and its columns and rows.
+    w: (&'a [u8], usize, usize),
+    x: Matrix<'a, f32>,
+    /// The rows of x, if the product rounds them to 8 bits.
+    rounded: Option<&'a RoundedRows>,
+    task: Task<'a>,
+    output: Output,
+    precision: Precision,
+}
+
+impl BlockColumns<'_> {
+    fn multiply<F, const BYTES: usize, const V: usize>(self, vectors: Vectors)
+    where
+        F: Unpack<BYTES, V> + Integers<BYTES>,
+    {
+        let Self { w, x, rounded, task, output, precision } = self;
+        match rounded {
+            Some(x) => {
+                let w = IntegerRows::<F, BYTES>::new(w);
+                vectors.run_bytes(RoundedColumns { w, x, task, output, precision });
+            }
+            None => {
+                let w = BlockRows::<F, BYTES, V>::new(w);
+                vectors.run(WideColumns { w, x, task, output, precision });
+            }
+        }
+    }
+}
+
+/// The operands of a product of quantised weights, unpacked to f32, and activations in f32.
+struct WideColumns<'a, F, const BYTES: usize, const V: usize> {
     /// The stored matrix.
     w: BlockRows<'a, F, BYTES, V>,
     x: Matrix<'a, f32>,
@@ -343,7 +362,7 @@ struct BlockColumns<'a, F, const BYTES: usize, const V: usize> {
     precision: Precision,
 }
 
-impl<F: Unpack<BYTES, V>, const BYTES: usize, const V: usize> Kernel for BlockColumns<'_, F, BYTES, V> {
+impl<F: Unpack<BYTES, V>, const BYTES: usize, const V: usize> Kernel for WideColumns<'_, F, BYTES, V> {
     type Output = ();
 
     #[inline(always)]
@@ -353,6 +372,31 @@ impl<F: Unpack<BYTES, V>, const BYTES: usize, const V: usize> Kernel for BlockCo
         for mut block in task.row_blocks(x.cols.max(1) * size_of::<f32>(), output) {
             let x = x.rows_from(block.first_row, block.out.len());
             block_products(simd, x, w, &mut |m, n, sums| block.write(m, n, sums));
+            block.round(precision);
+        }
+    }
+}
+
+/// The operands of a product of quantised weights and activations that are rounded to 8 bits.
+struct RoundedColumns<'a, F, const BYTES: usize> {
+    /// The stored matrix.
+    w: IntegerRows<'a, F, BYTES>,
+    x: &'a RoundedRows,
+    task: Task<'a>,
+    output: Output,
+    precision: Precision,
+}
+
+impl<F: Integers<BYTES>, const BYTES: usize> Kernel for RoundedColumns<'_, F, BYTES> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { w, x, mut task, output, precision } = self;
+        let w = w.rows_from(task.columns.start, task.columns.len());
+        for mut block in task.row_blocks(x.row_bytes().max(1), output) {
+            let rows = (x, block.first_row, block.out.len());
+            rounded_products(simd, rows, &w, &mut |m, n, sums| block.write(m, n, sums));
             block.round(precision);
         }
     }

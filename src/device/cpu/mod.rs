@@ -19,6 +19,8 @@ mod pool;
 mod product;
 mod results;
 mod rope;
+mod rounded;
+mod rounded_product;
 mod rows;
 mod sampling;
 mod simd;

@@ -9,6 +9,9 @@ pub(in crate::device::cpu) const LANES: usize = 16;
 /// Number of bf16 elements in a vector that is multiplied in pairs, one pair per lane.
 pub(in crate::device::cpu) const PAIRS: usize = 2 * LANES;
 
+/// Number of bytes in a vector of bytes, four per lane.
+pub(in crate::device::cpu) const BYTES: usize = 4 * LANES;
+
 /// Code that is compiled once for each instruction set.
 ///
 /// `run` and every generic function it calls are `#[inline(always)]`, so that they end up inside
@@ -92,6 +95,28 @@ pub(in crate::device::cpu) trait Simd: Copy {
 
     /// Applies a function to the low 4 bits of every integer, like [`mul_add`](Self::mul_add); other bits are ignored.
     fn apply(self, function: Self::Affine, q: Self::Ints) -> Self::Lanes;
+
+    /// Returns lanes 0 to 7 of `low`, then lanes 8 to 15 of `high`.
+    fn halves(self, low: Self::Lanes, high: Self::Lanes) -> Self::Lanes;
+
+    /// 64 bytes, four per lane.
+    type Bytes: Copy;
+
+    fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes;
+
+    /// Returns in lane l the exact sum of a[4l + i] · b[4l + i] over i = 0 to 3, for unsigned bytes `a` up to 127, and
+    /// signed bytes `b` from −127 to 127.
+    fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints;
+
+    /// The signs of signed bytes, in a form that is fast to apply.
+    type Signs: Copy;
+
+    /// Returns the magnitudes of signed bytes, and their signs.
+    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs);
+
+    /// Returns the sums of [`dot_bytes`](Self::dot_bytes) for signed bytes a, from −128 to 127, given by their magnitudes
+    /// and signs.
+    fn dot_signed(self, a: (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints;
 
     /// Prefetches a cache line that will be read later, into the second-level cache: the first-level cache
     /// can track only few lines in flight, and memory latency is long. Any address is allowed.

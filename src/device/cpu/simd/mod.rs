@@ -16,7 +16,7 @@ mod portable;
 mod x86;
 
 pub(super) use exp::exp;
-pub(super) use lanes::{Kernel, LANES, PAIRS, Simd, VectorElement, padded};
+pub(super) use lanes::{BYTES, Kernel, LANES, PAIRS, Simd, VectorElement, padded};
 pub(super) use portable::Portable;
 
 /// Instruction sets that the CPU device has code for.
@@ -26,9 +26,10 @@ pub enum InstructionSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512F and AVX-512VL.
+    /// x86-64 with AVX-512F, AVX-512VL and AVX-512BW.
     Avx512,
-    /// x86-64 with AVX-512F, AVX-512VL, and dot products of bf16 pairs (AVX-512_BF16).
+    /// x86-64 with AVX-512F, AVX-512VL, AVX-512BW, and dot products of bf16 pairs (AVX-512_BF16) and of bytes
+    /// (AVX-512_VNNI).
     Avx512Bf16,
 }
 
@@ -90,8 +91,8 @@ impl Vectors {
     }
 
     /// Runs the copy of `kernel` that was compiled for this instruction set. Products of bf16 pairs use
-    /// [`run_pairs`](Self::run_pairs) instead: apart from them, AVX-512 with and without BF16 runs the same
-    /// code.
+    /// [`run_pairs`](Self::run_pairs) instead, and products of bytes [`run_bytes`](Self::run_bytes): apart from them,
+    /// AVX-512 with and without these instructions runs the same code.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable(simd) => kernel.run(simd),
@@ -100,7 +101,7 @@ impl Vectors {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16(simd) => simd.without_bf16().run(kernel),
+            Self::Avx512Bf16(simd) => simd.without_dots().run(kernel),
         }
     }
 
@@ -111,6 +112,15 @@ impl Vectors {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16(simd) => simd.run(kernel),
             _ => kernel.run(Portable),
+        }
+    }
+
+    /// Runs a kernel that multiplies bytes, with the hardware's instruction if it exists.
+    pub(super) fn run_bytes<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(simd) => simd.run(kernel),
+            _ => self.run(kernel),
         }
     }
 
@@ -175,6 +185,27 @@ mod tests {
             let sums = simd.sum8(std::array::from_fn(|i| simd.load(&turned(i))));
             assert_eq!(sums, std::array::from_fn(|i| simd.sum(simd.load(&turned(i)))));
             out.extend(sums);
+            let bytes: [u8; BYTES] = std::array::from_fn(|i| (i * 37 % 128) as u8);
+            // The largest sums of both kinds: of 127 · 127, and of −128 · −127.
+            let extreme = |byte: u8, i: usize| if i < 8 { byte } else { bytes[i].wrapping_mul(2) };
+            let signed = |byte: u8| {
+                std::array::from_fn(|i| if extreme(byte, i) == 0x80 { 0x81 } else { extreme(byte, i) })
+            };
+            for ints in [
+                simd.dot_bytes(simd.load_bytes(&[127; BYTES]), simd.load_bytes(&[127; BYTES])),
+                simd.dot_bytes(simd.load_bytes(&bytes), simd.load_bytes(&signed(0x81))),
+                simd.dot_signed(
+                    simd.magnitudes(simd.load_bytes(&std::array::from_fn(|i| extreme(0x80, i)))),
+                    simd.load_bytes(&signed(0x81)),
+                ),
+            ] {
+                let mut stored = [0.0; LANES];
+                simd.store(simd.to_lanes(ints), &mut stored);
+                out.extend(stored);
+            }
+            let mut stored = [0.0; LANES];
+            simd.store(simd.halves(a, b), &mut stored);
+            out.extend(stored);
             // Without rounding errors, a fused multiply-add gives the same result as a multiplication and an
             // addition.
             out.push(simd.sum(simd.mul_add(simd.splat(2.0), c, c)));
@@ -202,12 +233,18 @@ mod tests {
         assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
         // Lane 5 multiplies elements 10 and 11 of two vectors of pairs, 1 and 2 times 12 and 11, and adds c.
         assert_eq!(expected[10 * LANES + 1 + 5], 1.0 + 1.0 * 12.0 + 2.0 * 11.0);
+        // The products of bytes come after the sums of eight vectors, and the halves of `a` and `b` after them.
+        let bytes = &expected[11 * LANES + 1 + 8..];
+        assert_eq!(bytes[..LANES], [4.0 * 127.0 * 127.0; LANES]);
+        assert_eq!(bytes[2 * LANES..2 * LANES + 2], [4.0 * 128.0 * 127.0; 2]);
+        assert_eq!(bytes[3 * LANES..4 * LANES], [&a[..8], &b[8..]].concat());
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();
             assert_eq!(vectors.instruction_set(), set);
             assert_eq!(vectors.run(Everything { a, b, c }), expected, "{set:?}");
             assert_eq!(vectors.run_pairs(Everything { a, b, c }), expected, "{set:?}, in pairs");
+            assert_eq!(vectors.run_bytes(Everything { a, b, c }), expected, "{set:?}, in bytes");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::lanes::{LANES, PAIRS, Simd};
+use super::lanes::{BYTES, LANES, PAIRS, Simd};
 
 /// Plain Rust, which the compiler vectorises as it can.
 #[derive(Clone, Copy, Debug)]
@@ -212,6 +212,49 @@ impl Simd for Portable {
     fn apply(self, (scale, offset): Self::Affine, q: Self::Ints) -> Self::Lanes {
         let q = self.to_lanes(self.and(q, 0xf));
         self.mul_add(q, self.splat(scale), self.splat(offset))
+    }
+
+    #[inline(always)]
+    fn halves(self, mut low: Self::Lanes, high: Self::Lanes) -> Self::Lanes {
+        low[LANES / 2..].copy_from_slice(&high[LANES / 2..]);
+        low
+    }
+
+    type Bytes = [u8; BYTES];
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes {
+        *from
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
+        let mut sums = [0; LANES];
+        for (l, sum) in sums.iter_mut().enumerate() {
+            for i in 4 * l..4 * l + 4 {
+                *sum += i32::from(a[i]) * i32::from(b[i].cast_signed());
+            }
+        }
+        sums
+    }
+
+    /// The signed bytes themselves.
+    type Signs = [u8; BYTES];
+
+    #[inline(always)]
+    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
+        (x.map(|byte| byte.cast_signed().unsigned_abs()), x)
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, (_, a): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
+        let mut sums = [0; LANES];
+        for (l, sum) in sums.iter_mut().enumerate() {
+            for i in 4 * l..4 * l + 4 {
+                *sum += i32::from(a[i].cast_signed()) * i32::from(b[i].cast_signed());
+            }
+        }
+        sums
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The lanes of x86-64: AVX2 (with FMA and F16C), AVX-512F, and AVX-512F with BF16.
+//! The lanes of x86-64: AVX2 (with FMA and F16C), AVX-512 (F, VL and BW), and AVX-512 with dot products (BF16 and VNNI).
 //!
 //! Intel's guide describes each instruction: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide>.
 
@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::lanes::{Kernel, LANES, PAIRS, Simd};
+use super::lanes::{BYTES, Kernel, LANES, PAIRS, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -239,6 +239,42 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn halves(self, low: Self::Lanes, high: Self::Lanes) -> Self::Lanes {
+        [low[0], high[1]]
+    }
+
+    /// Two AVX registers of 32 bytes each.
+    type Bytes = [__m256i; 2];
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes {
+        let from = from.as_ptr().cast::<__m256i>();
+        // SAFETY: `self` exists, so the machine has AVX2; both loads of 32 bytes are within the 64, and need no alignment.
+        unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [dot32(a[0], b[0]), dot32(a[1], b[1])] }
+    }
+
+    /// The signed bytes themselves.
+    type Signs = [__m256i; 2];
+
+    #[inline(always)]
+    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { ([_mm256_abs_epi8(x[0]), _mm256_abs_epi8(x[1])], x) }
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, (a, signs): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { self.dot_bytes(a, [_mm256_sign_epi8(b[0], signs[0]), _mm256_sign_epi8(b[1], signs[1])]) }
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
         // nothing.
@@ -252,42 +288,46 @@ impl Simd for Avx2 {
     }
 }
 
-/// Proof that the machine has AVX-512F and AVX-512VL.
+/// Proof that the machine has AVX-512 with F, VL and BW, and with `DOTS` also with BF16 and VNNI, which multiply and add
+/// pairs of bf16 numbers and fours of bytes.
 ///
 /// With VL, the 256-bit steps of [`Simd::sum`] can use all 32 registers. Without it, the compiler keeps
 /// accumulators in the lower 16 registers, and spills.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Avx512<const BF16: bool>(());
+pub(in super::super) struct Avx512<const DOTS: bool>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const DOTS: bool> Avx512<DOTS> {
     pub(super) fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-        (found && (!BF16 || is_x86_feature_detected!("avx512bf16"))).then_some(Self(()))
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw");
+        let dots = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+        (found && (!DOTS || dots)).then_some(Self(()))
     }
 
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512vl")]
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw")]
         fn enabled<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        #[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
-        fn enabled_bf16<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512bf16,avx512vnni")]
+        fn enabled_dots<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists, so the machine has AVX-512F and AVX-512VL, and with `BF16` also
-        // AVX-512_BF16.
-        unsafe { if BF16 { enabled_bf16(self, kernel) } else { enabled(self, kernel) } }
+        // SAFETY: `self` exists, so the machine has AVX-512F, AVX-512VL and AVX-512BW, and with `DOTS` also
+        // AVX-512_BF16 and AVX-512_VNNI.
+        unsafe { if DOTS { enabled_dots(self, kernel) } else { enabled(self, kernel) } }
     }
 }
 
 impl Avx512<true> {
-    /// Returns the proof of AVX-512 without BF16, for code on the same machine that multiplies no bf16 pairs.
-    pub(super) fn without_bf16(self) -> Avx512<false> {
+    /// Returns the proof of AVX-512 without dot products, for code on the same machine that uses none.
+    pub(super) fn without_dots(self) -> Avx512<false> {
         Avx512(())
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const DOTS: bool> Simd for Avx512<DOTS> {
     type Lanes = __m512;
 
     const REGISTERS: usize = 32;
@@ -386,7 +426,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
-        if BF16 {
+        if DOTS {
             // SAFETY: both types are vectors of 64 bytes; `self` exists, so the machine has AVX-512_BF16.
             unsafe {
                 _mm512_dpbf16_ps(
@@ -469,6 +509,47 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn halves(self, low: Self::Lanes, high: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_mask_blend_ps(0xff00, low, high) }
+    }
+
+    type Bytes = __m512i;
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 64 bytes and needs no alignment.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
+        if DOTS {
+            // SAFETY: `self` exists, so the machine has AVX-512_VNNI.
+            unsafe { _mm512_dpbusd_epi32(_mm512_setzero_si512(), a, b) }
+        } else {
+            // SAFETY: `self` exists, so the machine has AVX-512BW. No sum of two products exceeds 2 · 128 · 127, which
+            // is an i16.
+            unsafe { _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)) }
+        }
+    }
+
+    /// A bit for every negative byte.
+    type Signs = __mmask64;
+
+    #[inline(always)]
+    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
+        // SAFETY: `self` exists, so the machine has AVX-512BW.
+        unsafe { (_mm512_abs_epi8(x), _mm512_movepi8_mask(x)) }
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, (a, signs): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
+        // SAFETY: `self` exists, so the machine has AVX-512BW.
+        self.dot_bytes(a, unsafe { _mm512_mask_sub_epi8(b, signs, _mm512_setzero_si512(), b) })
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and prefetching an unreadable address does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
@@ -488,6 +569,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { sums_of_16(lanes) }
     }
+}
+
+/// Returns in lane l the sum of a[4l + i] · b[4l + i] over i = 0 to 3, for unsigned bytes a up to 128 and signed bytes b
+/// from −127 to 127: no sum of two products exceeds an i16.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot32(a: __m256i, b: __m256i) -> __m256i {
+    _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))
 }
 
 /// Returns x · 2ⁿ, computed with two factors because 2ⁿ may be subnormal or infinite when x · 2ⁿ is not. The

@@ -1,0 +1,325 @@
+//! The matrix product of quantised weights and activations that are rounded to 8 bits.
+//!
+//! Every 32 or 16 weights w = s · q + o share a scale s and an offset o, and every 256 activations x = d · p share a scale
+//! d. So a group of 256 products sums to d · Σ (s · Σ q · p + o · Σ p), where the inner sums are exact integers. Lane l adds
+//! four products of bytes at a time, chunk after chunk and group after group, and then the tree of [`Simd::sum`] adds the
+//! lanes: a result depends on its own row of activations and its own row of weights only.
+
+use std::marker::PhantomData;
+
+use super::blocks::{Q4K, Q4One, Q4Zero, Q5K, Q6K, Q8Zero, SubBlocks, array};
+use super::rounded::{CHUNKS, GROUP, Group, RoundedRows};
+use super::simd::{BYTES, LANES, Simd};
+
+/// A group of 256 weights of one row, or the first chunks of it.
+pub(super) struct Weights<S: Simd> {
+    /// The integers q: unsigned below 128, or signed with [`Integers::SIGNED`].
+    quants: [[u8; BYTES]; CHUNKS],
+    /// The scale s of the weights that each lane multiplies.
+    scales: [S::Lanes; CHUNKS],
+    /// The offset o of every 16 weights in a row.
+    offsets: S::Lanes,
+}
+
+/// A block format as integers, scales and offsets.
+pub(super) trait Integers<const N: usize> {
+    /// Number of weights per block of `N` bytes: 256, or 32.
+    const BLOCK: usize;
+    /// Whether the integers are signed bytes.
+    const SIGNED: bool = false;
+    /// Whether weights have an offset.
+    const OFFSETS: bool = true;
+
+    /// Unpacks the weights of one block of 256, or of up to eight blocks of 32; weights beyond the last block are 0.
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; N]]) -> Weights<S>;
+}
+
+impl Integers<34> for Q8Zero {
+    const BLOCK: usize = 32;
+    const SIGNED: bool = true;
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 34]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        for c in 0..CHUNKS {
+            let [first, second] = pair(blocks, c);
+            weights.quants[c][..32].copy_from_slice(array::<34, 32>(first, 2));
+            weights.quants[c][32..].copy_from_slice(array::<34, 32>(second, 2));
+            weights.scales[c] =
+                simd.halves(simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0)));
+        }
+        weights
+    }
+}
+
+impl Integers<18> for Q4Zero {
+    const BLOCK: usize = 32;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 18]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        let mut offsets = [0.0; LANES];
+        for c in 0..CHUNKS {
+            let [first, second] = pair(blocks, c);
+            nibbles(&mut weights.quants[c], array(first, 2), array(second, 2));
+            let scales = [simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0))];
+            weights.scales[c] = simd.halves(scales[0], scales[1]);
+            lanes(&mut offsets, c, simd, weights.scales[c]);
+        }
+        weights.offsets = simd.mul(simd.load(&offsets), simd.splat(-8.0));
+        weights
+    }
+}
+
+impl Integers<20> for Q4One {
+    const BLOCK: usize = 32;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 20]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        let mut offsets = [0.0; LANES];
+        for c in 0..CHUNKS {
+            let [first, second] = pair(blocks, c);
+            nibbles(&mut weights.quants[c], array(first, 4), array(second, 4));
+            weights.scales[c] =
+                simd.halves(simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0)));
+            let minima = simd.halves(simd.splat_f16(*array(first, 2)), simd.splat_f16(*array(second, 2)));
+            lanes(&mut offsets, c, simd, minima);
+        }
+        weights.offsets = simd.load(&offsets);
+        weights
+    }
+}
+
+impl Integers<144> for Q4K {
+    const BLOCK: usize = 256;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 144]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        let [block] = blocks else { return weights };
+        weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
+        for c in 0..CHUNKS {
+            let bytes: &[u8; 32] = array(block, 16 + 32 * c);
+            for (i, &byte) in bytes.iter().enumerate() {
+                (weights.quants[c][i], weights.quants[c][32 + i]) = (byte & 0xf, byte >> 4);
+            }
+        }
+        weights
+    }
+}
+
+impl Integers<176> for Q5K {
+    const BLOCK: usize = 256;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 176]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        let [block] = blocks else { return weights };
+        weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
+        let high_bits: &[u8; 32] = array(block, 16);
+        for c in 0..CHUNKS {
+            let bytes: &[u8; 32] = array(block, 48 + 32 * c);
+            for (i, (&byte, &high)) in bytes.iter().zip(high_bits).enumerate() {
+                // Bit j of a byte of high bits belongs to sub-block j.
+                weights.quants[c][i] = byte & 0xf | high >> (2 * c) << 4 & 0x10;
+                weights.quants[c][32 + i] = byte >> 4 | high >> (2 * c + 1) << 4 & 0x10;
+            }
+        }
+        weights
+    }
+}
+
+impl Integers<210> for Q6K {
+    const BLOCK: usize = 256;
+
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 210]]) -> Weights<S> {
+        let mut weights = Weights::zero(simd);
+        let [block] = blocks else { return weights };
+        let d = simd.splat_f16(*array(block, 208));
+        let scales = simd.mul(simd.to_lanes(simd.load_i8(array(block, 192))), d);
+        weights.offsets = simd.mul(scales, simd.splat(-32.0));
+        let mut stored = [0.0; LANES];
+        simd.store(scales, &mut stored);
+        for c in 0..CHUNKS {
+            // A chunk has four sub-blocks of 16 weights, so four lanes share a scale.
+            let mut of_lanes = [0.0; LANES];
+            for (lane, scale) in of_lanes.iter_mut().enumerate() {
+                *scale = stored[4 * c + lane / 4];
+            }
+            weights.scales[c] = simd.load(&of_lanes);
+            let low_bits: &[u8; 64] = array(block, 64 * (c / 2));
+            let high_bits: &[u8; 32] = array(block, 128 + 32 * (c / 2));
+            for (i, &low) in low_bits.iter().enumerate() {
+                // Chunks 0 and 2 have the low halves of the bytes of low bits, chunks 1 and 3 the high halves. A byte of
+                // high bits has two bits of each of four weights, 32 apart.
+                let low = low >> (4 * (c % 2)) & 0xf;
+                let high = high_bits[i % 32] >> (4 * (c % 2) + 2 * (i / 32)) & 3;
+                weights.quants[c][i] = low | high << 4;
+            }
+        }
+        weights
+    }
+}
+
+impl<S: Simd> Weights<S> {
+    #[inline(always)]
+    fn zero(simd: S) -> Self {
+        let zero = simd.splat(0.0);
+        Self { quants: [[0; BYTES]; CHUNKS], scales: [zero; CHUNKS], offsets: zero }
+    }
+
+    /// Sets the scales and offsets of eight sub-blocks of 32 weights.
+    #[inline(always)]
+    fn set_sub_blocks(&mut self, simd: S, sub_blocks: &SubBlocks) {
+        let mut offsets = [0.0; LANES];
+        for c in 0..CHUNKS {
+            let [first, second] = [2 * c, 2 * c + 1].map(|index| simd.splat(sub_blocks.scales[index]));
+            self.scales[c] = simd.halves(first, second);
+            for (i, offset) in offsets[4 * c..4 * c + 4].iter_mut().enumerate() {
+                *offset = sub_blocks.offsets[8 + 2 * c + i / 2];
+            }
+        }
+        self.offsets = simd.load(&offsets);
+    }
+}
+
+/// Returns blocks 2c and 2c + 1; blocks after the last one are zeros.
+#[inline(always)]
+fn pair<const N: usize>(blocks: &[[u8; N]], c: usize) -> [&[u8; N]; 2] {
+    [2 * c, 2 * c + 1].map(|index| blocks.get(index).unwrap_or(&[0; N]))
+}
+
+/// Unpacks the 4-bit integers of two blocks of 32: the low halves of the bytes come first.
+#[inline(always)]
+fn nibbles(quants: &mut [u8; BYTES], first: &[u8; 16], second: &[u8; 16]) {
+    for i in 0..16 {
+        (quants[i], quants[16 + i]) = (first[i] & 0xf, first[i] >> 4);
+        (quants[32 + i], quants[48 + i]) = (second[i] & 0xf, second[i] >> 4);
+    }
+}
+
+/// Writes the numbers of chunk c's two blocks, which fill one half of `halves` each, twice each.
+#[inline(always)]
+fn lanes<S: Simd>(to: &mut [f32; LANES], c: usize, simd: S, halves: S::Lanes) {
+    let mut stored = [0.0; LANES];
+    simd.store(halves, &mut stored);
+    to[4 * c..4 * c + 4].copy_from_slice(&stored[6..10]);
+}
+
+/// Rows of a quantised matrix, whose blocks have `N` bytes.
+pub(super) struct IntegerRows<'a, F, const N: usize> {
+    blocks: &'a [[u8; N]],
+    /// Number of blocks per row.
+    per_row: usize,
+    rows: usize,
+    format: PhantomData<F>,
+}
+
+impl<'a, F: Integers<N>, const N: usize> IntegerRows<'a, F, N> {
+    /// Views the bytes of `rows` rows of `columns` weights, which are whole blocks.
+    pub(super) fn new((bytes, columns, rows): (&'a [u8], usize, usize)) -> Self {
+        Self { blocks: bytes.as_chunks().0, per_row: columns / F::BLOCK, rows, format: PhantomData }
+    }
+
+    /// Returns `rows` rows, starting at row `first`.
+    pub(super) fn rows_from(&self, first: usize, rows: usize) -> Self {
+        let blocks = self.blocks.get(first * self.per_row..).unwrap_or(&[]);
+        Self { blocks, per_row: self.per_row, rows, format: PhantomData }
+    }
+}
+
+/// Calls `sink(m, n, sum)` with the product of row `first + m` of x and row n of w, for `rows` rows of x and all rows of w.
+#[inline(always)]
+pub(super) fn rounded_products<S: Simd, F: Integers<N>, const N: usize>(
+    simd: S,
+    (x, first, rows): (&RoundedRows, usize, usize),
+    w: &IntegerRows<'_, F, N>,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    for n in 0..w.rows {
+        let blocks = w.blocks.get(n * w.per_row..).and_then(|rows| rows.get(..w.per_row)).unwrap_or(&[]);
+        let mut m = 0;
+        while m < rows {
+            let left = (x, first + m, rows - m);
+            // The sums of all rows of x, and a group of weights, fit the register file.
+            m += match rows - m {
+                1 => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
+                2 if S::REGISTERS >= 8 => tile::<S, F, N, 2>(simd, left, blocks, m, n, sink),
+                3..=4 if S::REGISTERS >= 32 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
+                5..=8 if S::REGISTERS >= 32 => tile::<S, F, N, 8>(simd, left, blocks, m, n, sink),
+                _ if S::REGISTERS >= 32 => tile::<S, F, N, 16>(simd, left, blocks, m, n, sink),
+                _ if S::REGISTERS >= 8 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
+                _ => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
+            };
+        }
+    }
+}
+
+/// Multiplies up to `R` rows of x with a row of w, and returns the number of rows of x.
+#[inline(always)]
+fn tile<S: Simd, F: Integers<N>, const N: usize, const R: usize>(
+    simd: S,
+    (x, first, rows): (&RoundedRows, usize, usize),
+    blocks: &[[u8; N]],
+    m: usize,
+    n: usize,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) -> usize {
+    let rows = rows.min(R);
+    // Rows past the end repeat the last row, and their results are dropped.
+    let mut x_rows: [&[Group]; R] = [&[]; R];
+    for r in 0..R {
+        x_rows[r] = x.row(first + r.min(rows - 1));
+    }
+    let mut totals = [simd.splat(0.0); R];
+    for (g, blocks) in blocks.chunks(GROUP / F::BLOCK).enumerate() {
+        let weights = F::unpack(simd, blocks);
+        // A group is shorter only at the end of a row, and only for blocks of 32 weights.
+        totals = match blocks.len() * F::BLOCK {
+            GROUP => add_group::<S, F, N, R, CHUNKS>(simd, &x_rows, g, &weights, totals),
+            _ if F::BLOCK == GROUP => totals,
+            1..=64 => add_group::<S, F, N, R, 1>(simd, &x_rows, g, &weights, totals),
+            65..=128 => add_group::<S, F, N, R, 2>(simd, &x_rows, g, &weights, totals),
+            _ => add_group::<S, F, N, R, CHUNKS>(simd, &x_rows, g, &weights, totals),
+        };
+    }
+    for (r, total) in totals.into_iter().enumerate().take(rows) {
+        sink(m + r, n, &[simd.sum(total)]);
+    }
+    rows
+}
+
+/// Adds the products of the first `C` chunks of group `g` to the totals of each row of x.
+#[inline(always)]
+fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: usize>(
+    simd: S,
+    x: &[&[Group]; R],
+    g: usize,
+    weights: &Weights<S>,
+    mut totals: [S::Lanes; R],
+) -> [S::Lanes; R] {
+    let mut quants = [simd.load_bytes(&weights.quants[0]); C];
+    let mut signed = [simd.magnitudes(quants[0]); C];
+    for c in 0..C {
+        quants[c] = simd.load_bytes(&weights.quants[c]);
+        signed[c] = simd.magnitudes(quants[c]);
+    }
+    for r in 0..R {
+        let Some(group) = x[r].get(g) else { continue };
+        let mut sum = simd.splat(0.0);
+        for c in 0..C {
+            let p = simd.load_bytes(&group.quants[c]);
+            let products =
+                if F::SIGNED { simd.dot_signed(signed[c], p) } else { simd.dot_bytes(quants[c], p) };
+            sum = simd.mul_add(simd.to_lanes(products), weights.scales[c], sum);
+        }
+        if F::OFFSETS {
+            sum = simd.mul_add(simd.load(&group.sums), weights.offsets, sum);
+        }
+        totals[r] = simd.mul_add(sum, simd.splat(group.scale), totals[r]);
+    }
+    totals
+}
