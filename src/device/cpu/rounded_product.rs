@@ -7,14 +7,16 @@
 
 use std::marker::PhantomData;
 
+use half::f16;
+
 use super::blocks::{Q4K, Q4One, Q4Zero, Q5K, Q6K, Q8Zero, SubBlocks, array};
 use super::rounded::{CHUNKS, GROUP, Group, RoundedRows};
-use super::simd::{BYTES, LANES, Simd};
+use super::simd::{LANES, Simd};
 
 /// A group of 256 weights of one row, or the first chunks of it.
 pub(super) struct Weights<S: Simd> {
     /// The integers q: unsigned below 128, or signed with [`Integers::SIGNED`].
-    quants: [[u8; BYTES]; CHUNKS],
+    quants: [S::Bytes; CHUNKS],
     /// The scale s of the weights that each lane multiplies.
     scales: [S::Lanes; CHUNKS],
     /// The offset o of every 16 weights in a row.
@@ -44,8 +46,7 @@ impl Integers<34> for Q8Zero {
         let mut weights = Weights::zero(simd);
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
-            weights.quants[c][..32].copy_from_slice(array::<34, 32>(first, 2));
-            weights.quants[c][32..].copy_from_slice(array::<34, 32>(second, 2));
+            weights.quants[c] = simd.join(array(first, 2), array(second, 2));
             weights.scales[c] =
                 simd.halves(simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0)));
         }
@@ -59,15 +60,13 @@ impl Integers<18> for Q4Zero {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, blocks: &[[u8; 18]]) -> Weights<S> {
         let mut weights = Weights::zero(simd);
-        let mut offsets = [0.0; LANES];
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
-            nibbles(&mut weights.quants[c], array(first, 2), array(second, 2));
-            let scales = [simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0))];
-            weights.scales[c] = simd.halves(scales[0], scales[1]);
-            lanes(&mut offsets, c, simd, weights.scales[c]);
+            weights.quants[c] = simd.nibbles(array(first, 2), array(second, 2));
+            weights.scales[c] =
+                simd.halves(simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0)));
         }
-        weights.offsets = simd.mul(simd.load(&offsets), simd.splat(-8.0));
+        weights.offsets = simd.mul(of_blocks(simd, blocks, 0), simd.splat(-8.0));
         weights
     }
 }
@@ -78,16 +77,13 @@ impl Integers<20> for Q4One {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, blocks: &[[u8; 20]]) -> Weights<S> {
         let mut weights = Weights::zero(simd);
-        let mut offsets = [0.0; LANES];
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
-            nibbles(&mut weights.quants[c], array(first, 4), array(second, 4));
+            weights.quants[c] = simd.nibbles(array(first, 4), array(second, 4));
             weights.scales[c] =
                 simd.halves(simd.splat_f16(*array(first, 0)), simd.splat_f16(*array(second, 0)));
-            let minima = simd.halves(simd.splat_f16(*array(first, 2)), simd.splat_f16(*array(second, 2)));
-            lanes(&mut offsets, c, simd, minima);
         }
-        weights.offsets = simd.load(&offsets);
+        weights.offsets = of_blocks(simd, blocks, 2);
         weights
     }
 }
@@ -102,9 +98,11 @@ impl Integers<144> for Q4K {
         weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
         for c in 0..CHUNKS {
             let bytes: &[u8; 32] = array(block, 16 + 32 * c);
+            let (mut first, mut second) = ([0; 32], [0; 32]);
             for (i, &byte) in bytes.iter().enumerate() {
-                (weights.quants[c][i], weights.quants[c][32 + i]) = (byte & 0xf, byte >> 4);
+                (first[i], second[i]) = (byte & 0xf, byte >> 4);
             }
+            weights.quants[c] = simd.join(&first, &second);
         }
         weights
     }
@@ -118,15 +116,12 @@ impl Integers<176> for Q5K {
         let mut weights = Weights::zero(simd);
         let [block] = blocks else { return weights };
         weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
-        let high_bits: &[u8; 32] = array(block, 16);
-        for c in 0..CHUNKS {
-            let bytes: &[u8; 32] = array(block, 48 + 32 * c);
-            for (i, (&byte, &high)) in bytes.iter().zip(high_bits).enumerate() {
-                // Bit j of a byte of high bits belongs to sub-block j.
-                weights.quants[c][i] = byte & 0xf | high >> (2 * c) << 4 & 0x10;
-                weights.quants[c][32 + i] = byte >> 4 | high >> (2 * c + 1) << 4 & 0x10;
-            }
-        }
+        weights.quants = [
+            five_bits::<S, 0>(simd, block),
+            five_bits::<S, 1>(simd, block),
+            five_bits::<S, 2>(simd, block),
+            five_bits::<S, 3>(simd, block),
+        ];
         weights
     }
 }
@@ -150,15 +145,22 @@ impl Integers<210> for Q6K {
                 *scale = stored[4 * c + lane / 4];
             }
             weights.scales[c] = simd.load(&of_lanes);
-            let low_bits: &[u8; 64] = array(block, 64 * (c / 2));
-            let high_bits: &[u8; 32] = array(block, 128 + 32 * (c / 2));
-            for (i, &low) in low_bits.iter().enumerate() {
-                // Chunks 0 and 2 have the low halves of the bytes of low bits, chunks 1 and 3 the high halves. A byte of
-                // high bits has two bits of each of four weights, 32 apart.
-                let low = low >> (4 * (c % 2)) & 0xf;
-                let high = high_bits[i % 32] >> (4 * (c % 2) + 2 * (i / 32)) & 3;
-                weights.quants[c][i] = low | high << 4;
+        }
+        for half in 0..2 {
+            let low_bits: &[u8; 64] = array(block, 64 * half);
+            let high_bits: &[u8; 32] = array(block, 128 + 32 * half);
+            // The low halves of the bytes of low bits come first. A byte of high bits has two bits of each of four
+            // weights, 32 apart.
+            let mut quants = [[0; 32]; 4];
+            for (i, &high) in high_bits.iter().enumerate() {
+                let (first, second) = (low_bits[i], low_bits[32 + i]);
+                quants[0][i] = first & 0xf | high << 4 & 0x30;
+                quants[1][i] = second & 0xf | high << 2 & 0x30;
+                quants[2][i] = first >> 4 | high & 0x30;
+                quants[3][i] = second >> 4 | high >> 2 & 0x30;
             }
+            weights.quants[2 * half] = simd.join(&quants[0], &quants[1]);
+            weights.quants[2 * half + 1] = simd.join(&quants[2], &quants[3]);
         }
         weights
     }
@@ -168,7 +170,7 @@ impl<S: Simd> Weights<S> {
     #[inline(always)]
     fn zero(simd: S) -> Self {
         let zero = simd.splat(0.0);
-        Self { quants: [[0; BYTES]; CHUNKS], scales: [zero; CHUNKS], offsets: zero }
+        Self { quants: [simd.join(&[0; 32], &[0; 32]); CHUNKS], scales: [zero; CHUNKS], offsets: zero }
     }
 
     /// Sets the scales and offsets of eight sub-blocks of 32 weights.
@@ -192,21 +194,31 @@ fn pair<const N: usize>(blocks: &[[u8; N]], c: usize) -> [&[u8; N]; 2] {
     [2 * c, 2 * c + 1].map(|index| blocks.get(index).unwrap_or(&[0; N]))
 }
 
-/// Unpacks the 4-bit integers of two blocks of 32: the low halves of the bytes come first.
+/// Unpacks the 5-bit integers of sub-blocks 2`C` and 2`C` + 1.
 #[inline(always)]
-fn nibbles(quants: &mut [u8; BYTES], first: &[u8; 16], second: &[u8; 16]) {
-    for i in 0..16 {
-        (quants[i], quants[16 + i]) = (first[i] & 0xf, first[i] >> 4);
-        (quants[32 + i], quants[48 + i]) = (second[i] & 0xf, second[i] >> 4);
+fn five_bits<S: Simd, const C: usize>(simd: S, block: &[u8; 176]) -> S::Bytes {
+    let (low_bits, high_bits): (&[u8; 32], &[u8; 32]) = (array(block, 48 + 32 * C), array(block, 16));
+    let (mut first, mut second) = ([0; 32], [0; 32]);
+    for (i, (&low, &high)) in low_bits.iter().zip(high_bits).enumerate() {
+        // Bit j of a byte of high bits belongs to sub-block j, and moves to bit 4.
+        let [a, b] = if C < 2 {
+            [high << (4 - 2 * C.min(2)), high << (3 - 2 * C.min(1))]
+        } else {
+            [high >> (2 * C.max(2) - 4), high >> (2 * C.max(2) - 3)]
+        };
+        (first[i], second[i]) = (low & 0xf | a & 0x10, low >> 4 | b & 0x10);
     }
+    simd.join(&first, &second)
 }
 
-/// Writes the numbers of chunk c's two blocks, which fill one half of `halves` each, twice each.
+/// Returns the f16 number at byte `at` of each of up to eight blocks of 32 weights, twice.
 #[inline(always)]
-fn lanes<S: Simd>(to: &mut [f32; LANES], c: usize, simd: S, halves: S::Lanes) {
-    let mut stored = [0.0; LANES];
-    simd.store(halves, &mut stored);
-    to[4 * c..4 * c + 4].copy_from_slice(&stored[6..10]);
+fn of_blocks<S: Simd, const N: usize>(simd: S, blocks: &[[u8; N]], at: usize) -> S::Lanes {
+    let mut numbers = [f16::ZERO; LANES];
+    for (numbers, block) in numbers.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
+        *numbers = [f16::from_le_bytes(*array(block, at)); 2];
+    }
+    simd.load_f16(&numbers)
 }
 
 /// Rows of a quantised matrix, whose blocks have `N` bytes.
@@ -301,11 +313,9 @@ fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: u
     weights: &Weights<S>,
     mut totals: [S::Lanes; R],
 ) -> [S::Lanes; R] {
-    let mut quants = [simd.load_bytes(&weights.quants[0]); C];
-    let mut signed = [simd.magnitudes(quants[0]); C];
-    for c in 0..C {
-        quants[c] = simd.load_bytes(&weights.quants[c]);
-        signed[c] = simd.magnitudes(quants[c]);
+    let mut signed = [simd.magnitudes(weights.quants[0]); C];
+    for c in 1..C {
+        signed[c] = simd.magnitudes(weights.quants[c]);
     }
     for r in 0..R {
         let Some(group) = x[r].get(g) else { continue };
@@ -313,7 +323,7 @@ fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: u
         for c in 0..C {
             let p = simd.load_bytes(&group.quants[c]);
             let products =
-                if F::SIGNED { simd.dot_signed(signed[c], p) } else { simd.dot_bytes(quants[c], p) };
+                if F::SIGNED { simd.dot_signed(signed[c], p) } else { simd.dot_bytes(weights.quants[c], p) };
             sum = simd.mul_add(simd.to_lanes(products), weights.scales[c], sum);
         }
         if F::OFFSETS {

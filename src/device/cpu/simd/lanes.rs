@@ -104,6 +104,12 @@ pub(in crate::device::cpu) trait Simd: Copy {
 
     fn load_bytes(self, from: &[u8; BYTES]) -> Self::Bytes;
 
+    /// Returns 32 bytes, then 32 others.
+    fn join(self, low: &[u8; BYTES / 2], high: &[u8; BYTES / 2]) -> Self::Bytes;
+
+    /// Returns the low 4 bits of each of 16 bytes, then their high 4 bits, and then the same of 16 other bytes.
+    fn nibbles(self, first: &[u8; LANES], second: &[u8; LANES]) -> Self::Bytes;
+
     /// Returns in lane l the exact sum of a[4l + i] · b[4l + i] over i = 0 to 3, for unsigned bytes `a` up to 127, and
     /// signed bytes `b` from −127 to 127.
     fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints;

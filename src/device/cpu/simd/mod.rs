@@ -193,7 +193,17 @@ mod tests {
             };
             for ints in [
                 simd.dot_bytes(simd.load_bytes(&[127; BYTES]), simd.load_bytes(&[127; BYTES])),
-                simd.dot_bytes(simd.load_bytes(&bytes), simd.load_bytes(&signed(0x81))),
+                simd.dot_bytes(
+                    simd.join(&std::array::from_fn(|i| bytes[i]), &std::array::from_fn(|i| bytes[32 + i])),
+                    simd.load_bytes(&signed(0x81)),
+                ),
+                simd.dot_bytes(
+                    simd.nibbles(
+                        &std::array::from_fn(|i| bytes[i].wrapping_mul(2)),
+                        &std::array::from_fn(|i| bytes[40 + i]),
+                    ),
+                    simd.load_bytes(&signed(0x81)),
+                ),
                 simd.dot_signed(
                     simd.magnitudes(simd.load_bytes(&std::array::from_fn(|i| extreme(0x80, i)))),
                     simd.load_bytes(&signed(0x81)),
@@ -236,8 +246,11 @@ mod tests {
         // The products of bytes come after the sums of eight vectors, and the halves of `a` and `b` after them.
         let bytes = &expected[11 * LANES + 1 + 8..];
         assert_eq!(bytes[..LANES], [4.0 * 127.0 * 127.0; LANES]);
-        assert_eq!(bytes[2 * LANES..2 * LANES + 2], [4.0 * 128.0 * 127.0; 2]);
-        assert_eq!(bytes[3 * LANES..4 * LANES], [&a[..8], &b[8..]].concat());
+        assert_eq!(bytes[LANES], -127.0 * (0.0 + 37.0 + 74.0 + 111.0));
+        // The low halves of the bytes 0, 74, 148 and 222, times −127.
+        assert_eq!(bytes[2 * LANES], -127.0 * (0.0 + 10.0 + 4.0 + 14.0));
+        assert_eq!(bytes[3 * LANES..3 * LANES + 2], [4.0 * 128.0 * 127.0; 2]);
+        assert_eq!(bytes[4 * LANES..5 * LANES], [&a[..8], &b[8..]].concat());
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

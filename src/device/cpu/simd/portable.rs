@@ -228,6 +228,24 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn join(self, low: &[u8; BYTES / 2], high: &[u8; BYTES / 2]) -> Self::Bytes {
+        let mut bytes = [0; BYTES];
+        bytes[..BYTES / 2].copy_from_slice(low);
+        bytes[BYTES / 2..].copy_from_slice(high);
+        bytes
+    }
+
+    #[inline(always)]
+    fn nibbles(self, first: &[u8; LANES], second: &[u8; LANES]) -> Self::Bytes {
+        let mut bytes = [0; BYTES];
+        for i in 0..LANES {
+            (bytes[i], bytes[LANES + i]) = (first[i] & 0xf, first[i] >> 4);
+            (bytes[2 * LANES + i], bytes[3 * LANES + i]) = (second[i] & 0xf, second[i] >> 4);
+        }
+        bytes
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
         let mut sums = [0; LANES];
         for (l, sum) in sums.iter_mut().enumerate() {

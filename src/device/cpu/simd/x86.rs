@@ -254,6 +254,23 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn join(self, low: &[u8; BYTES / 2], high: &[u8; BYTES / 2]) -> Self::Bytes {
+        // SAFETY: `self` exists, so the machine has AVX2; both loads are of 32 bytes, and need no alignment.
+        unsafe { [_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, first: &[u8; LANES], second: &[u8; LANES]) -> Self::Bytes {
+        // SAFETY: `self` exists, so the machine has AVX2; both loads are of 16 bytes, and need no alignment.
+        unsafe {
+            [
+                nibbles32(_mm_loadu_si128(first.as_ptr().cast())),
+                nibbles32(_mm_loadu_si128(second.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
         // SAFETY: `self` exists, so the machine has AVX2.
         unsafe { [dot32(a[0], b[0]), dot32(a[1], b[1])] }
@@ -523,6 +540,31 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
     }
 
     #[inline(always)]
+    fn join(self, low: &[u8; BYTES / 2], high: &[u8; BYTES / 2]) -> Self::Bytes {
+        // SAFETY: `self` exists, so the machine has AVX-512F, which includes AVX2; both loads are of 32 bytes, and need no
+        // alignment.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, first: &[u8; LANES], second: &[u8; LANES]) -> Self::Bytes {
+        // SAFETY: `self` exists, so the machine has AVX-512F, which includes AVX2; both loads are of 16 bytes, and need no
+        // alignment.
+        unsafe {
+            let first =
+                _mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128(first.as_ptr().cast())));
+            let second = _mm256_broadcastsi128_si256(_mm_loadu_si128(second.as_ptr().cast()));
+            let bytes = _mm512_inserti64x4::<1>(first, second);
+            // The second and the fourth 16 bytes take the high bits.
+            let bytes = _mm512_mask_srli_epi32::<4>(bytes, 0xf0f0, bytes);
+            _mm512_and_si512(bytes, _mm512_set1_epi8(0xf))
+        }
+    }
+
+    #[inline(always)]
     fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints {
         if DOTS {
             // SAFETY: `self` exists, so the machine has AVX-512_VNNI.
@@ -569,6 +611,13 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { sums_of_16(lanes) }
     }
+}
+
+/// Returns the low 4 bits of sixteen bytes, then their high 4 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn nibbles32(bytes: __m128i) -> __m256i {
+    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes), _mm256_set1_epi8(0xf))
 }
 
 /// Returns in lane l the sum of a[4l + i] · b[4l + i] over i = 0 to 3, for unsigned bytes a up to 128 and signed bytes b
