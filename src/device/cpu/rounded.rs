@@ -1,6 +1,6 @@
 //! Activations that are rounded to 8 bits, for products with quantised weights.
 //!
-//! A row is divided into groups of 256 values, of which the last may be shorter. A value x of a group is rounded to
+//! A row is divided into groups of 256 values; the last group may be shorter. A value x of a group is rounded to
 //! scale · q with scale = max |x| / 127 and an integer q from −127 to 127, to nearest, ties to even. The integers of a row
 //! depend on the values of its own group only.
 

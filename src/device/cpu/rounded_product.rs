@@ -14,7 +14,7 @@ use super::rounded::{CHUNKS, GROUP, Group, RoundedRows};
 use super::simd::{LANES, Simd};
 
 /// A group of 256 weights of one row, or the first chunks of it.
-pub(super) struct Weights<S: Simd> {
+pub(super) struct WeightGroup<S: Simd> {
     /// The integers q: unsigned below 128, or signed with [`Integers::SIGNED`].
     quants: [S::Bytes; CHUNKS],
     /// The scale s of the weights that each lane multiplies.
@@ -33,7 +33,7 @@ pub(super) trait Integers<const N: usize> {
     const OFFSETS: bool = true;
 
     /// Unpacks the weights of one block of 256, or of up to eight blocks of 32; weights beyond the last block are 0.
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; N]]) -> Weights<S>;
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; N]]) -> WeightGroup<S>;
 }
 
 impl Integers<34> for Q8Zero {
@@ -42,8 +42,8 @@ impl Integers<34> for Q8Zero {
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 34]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 34]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
             weights.quants[c] = simd.join(array(first, 2), array(second, 2));
@@ -58,8 +58,8 @@ impl Integers<18> for Q4Zero {
     const BLOCK: usize = 32;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 18]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 18]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
             weights.quants[c] = simd.nibbles(array(first, 2), array(second, 2));
@@ -75,8 +75,8 @@ impl Integers<20> for Q4One {
     const BLOCK: usize = 32;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 20]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 20]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         for c in 0..CHUNKS {
             let [first, second] = pair(blocks, c);
             weights.quants[c] = simd.nibbles(array(first, 4), array(second, 4));
@@ -92,8 +92,8 @@ impl Integers<144> for Q4K {
     const BLOCK: usize = 256;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 144]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 144]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         let [block] = blocks else { return weights };
         weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
         for c in 0..CHUNKS {
@@ -112,8 +112,8 @@ impl Integers<176> for Q5K {
     const BLOCK: usize = 256;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 176]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 176]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         let [block] = blocks else { return weights };
         weights.set_sub_blocks(simd, &SubBlocks::new(simd, array(block, 0)));
         weights.quants = [
@@ -130,8 +130,8 @@ impl Integers<210> for Q6K {
     const BLOCK: usize = 256;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 210]]) -> Weights<S> {
-        let mut weights = Weights::zero(simd);
+    fn unpack<S: Simd>(simd: S, blocks: &[[u8; 210]]) -> WeightGroup<S> {
+        let mut weights = WeightGroup::zero(simd);
         let [block] = blocks else { return weights };
         let d = simd.splat_f16(*array(block, 208));
         let scales = simd.mul(simd.to_lanes(simd.load_i8(array(block, 192))), d);
@@ -166,7 +166,7 @@ impl Integers<210> for Q6K {
     }
 }
 
-impl<S: Simd> Weights<S> {
+impl<S: Simd> WeightGroup<S> {
     #[inline(always)]
     fn zero(simd: S) -> Self {
         let zero = simd.splat(0.0);
@@ -310,7 +310,7 @@ fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: u
     simd: S,
     x: &[&[Group]; R],
     g: usize,
-    weights: &Weights<S>,
+    weights: &WeightGroup<S>,
     mut totals: [S::Lanes; R],
 ) -> [S::Lanes; R] {
     let mut signed = [simd.magnitudes(weights.quants[0]); C];

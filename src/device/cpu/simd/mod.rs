@@ -9,11 +9,13 @@
 //! The types that implement [`Simd`] are proofs: an `Avx512` value exists only if the machine has AVX-512.
 //! This makes the methods safe to call.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod exp;
 mod lanes;
 mod portable;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 pub(super) use exp::exp;
 pub(super) use lanes::{BYTES, Kernel, LANES, PAIRS, Simd, VectorElement, padded};
@@ -48,11 +50,11 @@ impl InstructionSet {
 pub(super) enum Vectors {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2(x86::Avx2),
+    Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512<false>),
+    Avx512(avx512::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(x86::Avx512<true>),
+    Avx512Bf16(avx512::Avx512<true>),
 }
 
 impl Vectors {
@@ -61,11 +63,11 @@ impl Vectors {
         match set {
             InstructionSet::Portable => Some(Self::Portable(Portable)),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => x86::Avx2::detect().map(Self::Avx2),
+            InstructionSet::Avx2 => avx2::Avx2::detect().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => x86::Avx512::detect().map(Self::Avx512),
+            InstructionSet::Avx512 => avx512::Avx512::detect().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Bf16 => x86::Avx512::detect().map(Self::Avx512Bf16),
+            InstructionSet::Avx512Bf16 => avx512::Avx512::detect().map(Self::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
             InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => None,
         }
