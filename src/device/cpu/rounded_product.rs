@@ -283,8 +283,8 @@ fn tile<S: Simd, F: Integers<N>, const N: usize, const R: usize>(
     let rows = rows.min(R);
     // Rows past the end repeat the last row, and their results are dropped.
     let mut x_rows: [&[Group]; R] = [&[]; R];
-    for r in 0..R {
-        x_rows[r] = x.row(first + r.min(rows - 1));
+    for (r, row) in x_rows.iter_mut().enumerate() {
+        *row = x.row(first + r.min(rows - 1));
     }
     let mut totals = [simd.splat(0.0); R];
     for (g, blocks) in blocks.chunks(GROUP / F::BLOCK).enumerate() {
@@ -314,16 +314,16 @@ fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: u
     mut totals: [S::Lanes; R],
 ) -> [S::Lanes; R] {
     let mut signed = [simd.magnitudes(weights.quants[0]); C];
-    for c in 1..C {
-        signed[c] = simd.magnitudes(weights.quants[c]);
+    for (signed, &quants) in signed.iter_mut().zip(&weights.quants) {
+        *signed = simd.magnitudes(quants);
     }
     for r in 0..R {
         let Some(group) = x[r].get(g) else { continue };
         let mut sum = simd.splat(0.0);
-        for c in 0..C {
+        for (c, &signed) in signed.iter().enumerate() {
             let p = simd.load_bytes(&group.quants[c]);
             let products =
-                if F::SIGNED { simd.dot_signed(signed[c], p) } else { simd.dot_bytes(weights.quants[c], p) };
+                if F::SIGNED { simd.dot_signed(signed, p) } else { simd.dot_bytes(weights.quants[c], p) };
             sum = simd.mul_add(simd.to_lanes(products), weights.scales[c], sum);
         }
         if F::OFFSETS {
