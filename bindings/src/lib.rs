@@ -4,6 +4,7 @@
 //! `tests/checked_in.rs` generates the bindings and compares them with the checked-in files; `FLEXDRAFT_BLESS=1` makes
 //! it write the files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A C header with parameter structs, and the Rust module that mirrors it.
@@ -68,13 +69,13 @@ impl Header {
             .rustfmt_configuration_file(Some(root.join("rustfmt.toml").canonicalize()?))
             .raw_line(format!("// Generated from {source} by the crate in bindings."));
         if !is_common {
-            builder = builder.raw_line("").raw_line("use super::common::*;");
-            for line in std::fs::read_to_string(&self.path)?.lines() {
-                let other =
-                    line.strip_prefix("#include \"../").and_then(|rest| rest.strip_suffix("/params.h\""));
-                if let Some(other) = other.filter(|&other| other != "common") {
-                    builder = builder.raw_line(format!("use super::{other}::*;"));
-                }
+            let text = std::fs::read_to_string(&self.path)?;
+            let included = |line| str::strip_prefix(line, "#include \"../")?.strip_suffix("/params.h\"");
+            // rustfmt wants imports in alphabetical order.
+            let modules: BTreeSet<&str> = text.lines().filter_map(included).chain(["common"]).collect();
+            builder = builder.raw_line("");
+            for module in modules {
+                builder = builder.raw_line(format!("use super::{module}::*;"));
             }
         }
         let bindings = builder.generate()?.to_string();
