@@ -16,7 +16,7 @@ pub enum Precision {
     Bf16,
     /// Single precision for all values, but a product with quantised weights rounds its activations to 8 bits: to 127
     /// steps of the largest magnitude among each 256 values of a row, to nearest, ties to even. Values up to 1e-30 then
-    /// count as 0. A device multiplies the 8-bit integers exactly, which takes half the instructions of f32.
+    /// count as 0. Products of the integers are exact, and their sums over scales are in f32.
     Q8,
 }
 
