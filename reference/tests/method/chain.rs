@@ -50,6 +50,11 @@ enum Mistake {
     UntruncatedQ,
     /// Acceptance is told the calibrated distribution, without the scores of the token before.
     UnchainedQ,
+    /// Acceptance is told a distribution over the K ids of the largest chained logits, which depend on the token before.
+    ChosenAfterTheScores,
+    /// Acceptance is told a distribution over the K likeliest of those ids that top-k, top-p and min-p keep of the
+    /// calibrated logits.
+    ChosenAfterWarping,
     /// The confidence of a slot is the probability of the drawn id instead of the largest probability.
     ConfidenceOfTheDrawnId,
 }
@@ -74,11 +79,8 @@ impl World {
     /// Returns the chained logits of a slot after token `before`, for the `top_k` likeliest ids.
     fn chained(&self, context: &[u32], slot: usize, before: u32, top_k: usize) -> Row {
         let logits = self.calibrated(context, slot);
-        let mut chained = vec![f64::NEG_INFINITY; VOCAB];
-        for id in likeliest(logits, top_k) {
-            chained[id as usize] = logits[id as usize] + self.scores[before as usize][id as usize];
-        }
-        chained
+        let chained: Row = logits.iter().zip(&self.scores[before as usize]).map(|(l, s)| l + s).collect();
+        only(&likeliest(logits, top_k), &chained)
     }
 
     fn slot(&self, context: &[u32], slot: usize, before: u32) -> Slot {
@@ -94,9 +96,25 @@ impl World {
                 warp(&self.chained(context, slot, before, VOCAB), &self.warping).probabilities
             }
             Mistake::UnchainedQ => warp(self.calibrated(context, slot), &self.warping).probabilities,
+            Mistake::ChosenAfterTheScores => {
+                let chained = self.chained(context, slot, before, VOCAB);
+                warp(&only(&likeliest(&chained, self.top_k), &chained), &self.warping).probabilities
+            }
+            Mistake::ChosenAfterWarping => {
+                let kept = warp(self.calibrated(context, slot), &self.warping).kept;
+                let chosen: Vec<u32> = kept.iter().take(self.top_k).map(|&id| id as u32).collect();
+                let chained = self.chained(context, slot, before, VOCAB);
+                warp(&only(&chosen, &chained), &self.warping).probabilities
+            }
             Mistake::None | Mistake::ConfidenceOfTheDrawnId => self.slot(context, slot, before).q,
         }
     }
+}
+
+/// Returns `logits` with −∞ for all ids but `ids`.
+fn only(ids: &[u32], logits: &[f64]) -> Row {
+    let logit = |(id, &logit): (u32, &f64)| if ids.contains(&id) { logit } else { f64::NEG_INFINITY };
+    (0..).zip(logits).map(logit).collect()
 }
 
 /// Returns every sequence of `len` tokens.
@@ -249,6 +267,26 @@ fn mistakes_in_q_show() {
             assert!(bias > 1e-3, "bias {bias}");
         }
         assert!(bias(&plain_world(), law, Mistake::None) < 1e-12);
+    }
+}
+
+/// One mode may choose the ids of a slot otherwise than the mode whose q acceptance is told: after the scores of the
+/// token before, or after top-k, top-p or min-p.
+#[test]
+fn ids_that_are_chosen_too_late_show() {
+    let of_k = |top_k, warping| World { top_k, warping, ..plain_world() };
+    let plain = Warping::temperature(1.0);
+    for law in [rejection_law as Law, block_law] {
+        for (mistake, world) in [
+            (Mistake::ChosenAfterTheScores, of_k(2, plain)),
+            (Mistake::ChosenAfterWarping, of_k(3, Warping { top_k: 2, ..plain })),
+            (Mistake::ChosenAfterWarping, of_k(4, Warping { top_p: 0.55, ..plain })),
+            (Mistake::ChosenAfterWarping, of_k(4, Warping { temperature: 2.0, min_p: 0.85, ..plain })),
+        ] {
+            let found = bias(&world, law, mistake);
+            assert!(found > 1e-2, "bias {found} of {world:?}");
+            assert!(bias(&world, law, Mistake::None) < 1e-12);
+        }
     }
 }
 
