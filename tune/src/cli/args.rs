@@ -6,7 +6,10 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 use flexdraft_tune::TuneError;
 
 use super::chain_args::{ChainArgs, HeadroomArgs};
-use super::values::{DrafterKindChoice, DraftingMode, Dtype, KindChoice, RuleChoice, TensorDevice};
+use super::training_args::{RunArgs, TrainingArgs};
+use super::values::{
+    DrafterKindChoice, DraftingMode, Dtype, KindChoice, RoundingChoice, RuleChoice, WeightsChoice,
+};
 
 /// Makes drafters for FlexDraft
 ///
@@ -84,9 +87,6 @@ pub struct TargetArgs {
     /// The command maps the files into memory; they must not change while it runs.
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: PathBuf,
-    /// Rounding of activations and KV cache; bf16 rounds as a GPU does
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
-    pub dtype: Dtype,
     /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
@@ -125,6 +125,9 @@ impl ThinkingArgs {
 pub struct DataArgs {
     #[command(flatten)]
     pub target: TargetArgs,
+    /// Rounding of activations and KV cache; bf16 rounds as a GPU does
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub dtype: Dtype,
     /// Folder for the transcripts; the command creates it or continues the run in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -192,101 +195,58 @@ pub struct DataArgs {
 
 #[derive(Debug, Args)]
 pub struct TuneArgs {
-    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
-    ///
-    /// The command maps the files into memory; they must not change while it runs.
-    #[arg(long, value_name = "DIR|FILE.gguf")]
-    pub target: PathBuf,
-    /// Folder with the transcripts that `flexdraft-tune data` made
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
-    /// Folder for the drafter and the run; the command creates it or continues the run in it
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Device that trains: `cpu`, or `cuda:N` in a build with the feature `cuda`
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: TensorDevice,
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Train on the first N GPUs, with one process per GPU, instead of on --device. NCCL adds the gradients of the
     /// processes; --sequences is divided among them
     #[cfg(feature = "nccl")]
     #[arg(long, value_name = "N", conflicts_with = "device")]
     pub gpus: Option<std::num::NonZeroUsize>,
-    /// JSON file with settings, such as the settings.json of another run; options on the command line override them [default: none]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
 
     /// Kind of drafter. `flexdraft` adds attention projectors to the target's last layers, a mask embedding and a
     /// calibrator. `orthrus` adds attention projectors to all layers of a Qwen3, which is copied into the drafter's
-    /// folder [default: flexdraft]
+    /// folder
     #[arg(long, value_enum, help_heading = "Drafter")]
     pub kind: Option<DrafterKindChoice>,
     /// Token id whose embedding the mask tokens of an Orthrus drafter start from [default: the last id]
     #[arg(long, value_name = "ID", help_heading = "Drafter")]
     pub mask_token: Option<u32>,
     /// Number of the target's last layers that get attention projectors for mask tokens; by default all layers of a target
-    /// with fewer [default: 8]
+    /// with fewer
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub tail_layers: Option<usize>,
-    /// Block size: slots per block, which draft one token less than there are slots [default: 8]
+    /// Block size: slots per block, which draft one token less than there are slots
     #[arg(long, value_name = "S", help_heading = "Drafter")]
     pub block_size: Option<usize>,
-    /// Rank of the calibrator, the MLP that corrects drafts; 0 trains a drafter without one [default: 128]
+    /// Rank of the calibrator, the MLP that corrects drafts; 0 trains a drafter without one
     #[arg(long, value_name = "R", help_heading = "Drafter")]
     pub rank: Option<usize>,
-    /// Draft only the N most frequent token ids of the transcripts; 0 drafts the whole vocabulary [default: 0]
+    /// Draft only the N most frequent token ids of the transcripts; 0 drafts the whole vocabulary
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub shortlist: Option<usize>,
     /// Train a chain of this kind with the rest: it corrects each slot by the token before and, for `hidden`, by the slot's
     /// hidden state [default: none]
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Drafter")]
     pub chain: Option<KindChoice>,
-    /// Rank of the chain's two layers [default: 256]
+    /// Rank of the chain's two layers
     #[arg(long, value_name = "R", help_heading = "Drafter")]
     pub chain_rank: Option<usize>,
-    /// Number of likeliest token ids per slot that the chain corrects, 1 to 32 [default: 16]
+    /// Number of likeliest token ids per slot that the chain corrects, 1 to 32
     #[arg(long, value_name = "K", help_heading = "Drafter")]
     pub chain_top_k: Option<usize>,
-    /// Train the norms and MLPs of the last layers too, for comparison; such a drafter is not exported [default: false]
+    /// Train the norms and MLPs of the last layers too, for comparison; such a drafter is not exported
     #[arg(long, value_name = "BOOL", help_heading = "Drafter")]
     pub whole_tail: Option<bool>,
 
-    /// Total number of training steps [default: 1000]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub steps: Option<usize>,
-    /// Transcripts per step [default: 16]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub sequences: Option<usize>,
-    /// Largest number of anchors per transcript: positions from which a block is drafted [default: 24]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub anchors: Option<usize>,
-    /// Peak learning rate [default: 0.0006]
-    #[arg(long, value_name = "RATE", help_heading = "Training")]
-    pub learning_rate: Option<f64>,
-    /// Type that the operands of matrix products are rounded to; weights stay f32 between steps [default: f32]
-    #[arg(long, value_enum, help_heading = "Training")]
-    pub compute: Option<Dtype>,
-    /// Learning rate of the calibrator, as a multiple of --learning-rate [default: 1]
+    #[command(flatten)]
+    pub training: TrainingArgs,
+    /// Learning rate of the calibrator, as a multiple of --learning-rate
     #[arg(long, value_name = "FACTOR", help_heading = "Training")]
     pub calibrator_rate: Option<f64>,
-    /// How fast the loss forgets later slots: slot j has the weight exp(−(j − 1) / γ) [default: 4]
-    #[arg(long, value_name = "γ", help_heading = "Training")]
-    pub gamma: Option<f64>,
     /// Decay per step of the running mean of the weights, which is evaluated and exported; 0 uses the weights
-    /// themselves [default: 0]
+    /// themselves
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub ema: Option<f64>,
-    /// Seed of the initial weights, the order of the transcripts and the anchors [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub seed: Option<u64>,
-    /// Steps between two evaluations on the held-out transcripts [default: 100]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub evaluate_every: Option<usize>,
-    /// Largest number of held-out transcripts per evaluation [default: 16]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub evaluate_on: Option<usize>,
-    /// Steps between two checkpoints [default: 100]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub checkpoint_every: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -304,53 +264,53 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Largest number of token ids, including the token that ends a document [default: 2048]
+    /// Largest number of token ids, including the token that ends a document
     #[arg(long, value_name = "V", help_heading = "Model")]
     pub vocab_size: Option<usize>,
-    /// Hidden size: elements of a token's row between layers [default: 256]
+    /// Hidden size: elements of a token's row between layers
     #[arg(long, value_name = "H", help_heading = "Model")]
     pub hidden_size: Option<usize>,
-    /// Number of decoder layers [default: 5]
+    /// Number of decoder layers
     #[arg(long, value_name = "L", help_heading = "Model")]
     pub layers: Option<usize>,
-    /// Number of query heads [default: 4]
+    /// Number of query heads
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub q_heads: Option<usize>,
-    /// Number of KV heads, a divisor of --q-heads [default: 2]
+    /// Number of KV heads, a divisor of --q-heads
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub kv_heads: Option<usize>,
-    /// Elements of one attention head, an even number [default: 64]
+    /// Elements of one attention head, an even number
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub head_dim: Option<usize>,
-    /// Elements of a token's row inside the MLP [default: 704]
+    /// Elements of a token's row inside the MLP
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub intermediate_size: Option<usize>,
-    /// Context: number of positions that the model is trained for [default: 1024]
+    /// Context: number of positions that the model is trained for
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub context_len: Option<usize>,
 
-    /// Total number of training steps [default: 1600]
+    /// Total number of training steps
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub steps: Option<usize>,
-    /// Largest number of tokens per step [default: 2048]
+    /// Largest number of tokens per step
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub step_tokens: Option<usize>,
-    /// Length of a training sequence, a piece of the text, in tokens [default: 256]
+    /// Length of a training sequence, a piece of the text, in tokens
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub window: Option<usize>,
-    /// Use sequences as long as the context in one step of N, so that every position is trained [default: 4]
+    /// Use sequences as long as the context in one step of N, so that every position is trained
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub long_window_every: Option<usize>,
-    /// Peak learning rate [default: 0.002]
+    /// Peak learning rate
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
-    /// Seed of the initial weights and of the places of the sequences in the text [default: 0]
+    /// Seed of the initial weights and of the places of the sequences in the text
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub seed: Option<u64>,
-    /// Steps between two measurements of the loss on --heldout [default: 100]
+    /// Steps between two measurements of the loss on --heldout
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub evaluate_every: Option<usize>,
-    /// Steps between two checkpoints [default: 100]
+    /// Steps between two checkpoints
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub checkpoint_every: Option<usize>,
 }
@@ -376,6 +336,12 @@ pub struct ShowArgs {
 pub struct EvalArgs {
     #[command(flatten)]
     pub target: TargetArgs,
+    /// Rounding of activations and KV cache
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub dtype: RoundingChoice,
+    /// Quantised weights of a GGUF file. The two choices are targets with slightly different numbers
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub weights: WeightsChoice,
     /// The drafter's directory, such as the folder drafter/ of a run [default: the target's own, for an Orthrus model]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub draft: Option<PathBuf>,
@@ -459,48 +425,12 @@ pub struct CurvesArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use flexdraft_tune::pretrain::PretrainSettings;
-    use flexdraft_tune::tune;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    /// Checks the defaults in the help of options whose values are settings.
-    fn defaults_are_shown(command: &str, settings: &serde_json::Value) {
-        let mut cli = Cli::command();
-        let command = cli.find_subcommand_mut(command).unwrap();
-        for (key, value) in settings.as_object().unwrap() {
-            let Some(argument) = command.get_arguments().find(|argument| argument.get_id() == key) else {
-                continue;
-            };
-            if value.is_null() {
-                // The help says in words what is done without the option.
-                continue;
-            }
-            let help = argument.get_help().unwrap().to_string();
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let value = value.strip_suffix(".0").unwrap_or(&value);
-            assert!(
-                help.ends_with(&format!("[default: {value}]")),
-                "{key} is {value}, but its help says: {help}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_help_shows_the_defaults_of_settings() {
-        defaults_are_shown("tune", &serde_json::to_value(tune::Settings::default()).unwrap());
-        let chain = serde_json::to_value(tune::ChainChoice::default()).unwrap();
-        let chain = ["rank", "top_k"].map(|key| (format!("chain_{key}"), chain[key].clone()));
-        defaults_are_shown("tune", &chain.into_iter().collect());
-        defaults_are_shown("chain", &serde_json::to_value(tune::ChainSettings::default()).unwrap());
-        let settings = serde_json::to_value(PretrainSettings::default()).unwrap();
-        defaults_are_shown("pretrain", &settings);
-        defaults_are_shown("pretrain", &settings["shape"]);
     }
 
     #[test]

@@ -4,78 +4,35 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::training_args::{RunArgs, TrainingArgs};
 use super::values::{Dtype, KindChoice, TensorDevice};
 
 #[derive(Debug, Args)]
 pub struct ChainArgs {
-    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
-    ///
-    /// The command maps the files into memory; they must not change while it runs.
-    #[arg(long, value_name = "DIR|FILE.gguf")]
-    pub target: PathBuf,
+    #[command(flatten)]
+    pub run: RunArgs,
     /// The drafter's directory. The command reads it and does not change it; a chain that the drafter has is replaced in
     /// the drafter that the command writes
     #[arg(long, value_name = "DIR")]
     pub draft: PathBuf,
-    /// Folder with the transcripts that `flexdraft-tune data` made
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
-    /// Folder for the drafter and the run; the command creates it or continues the run in it
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Device that trains: `cpu`, or `cuda:N` in a build with the feature `cuda`
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: TensorDevice,
-    /// JSON file with settings, such as the settings.json of another run; options on the command line override them [default: none]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
 
     /// What the correction of a token id depends on: the token before and the id (`pair`), or also the slot's hidden state
-    /// (`hidden`) [default: pair]
+    /// (`hidden`)
     #[arg(long, value_enum, help_heading = "Chain")]
     pub kind: Option<KindChoice>,
-    /// Rank of the chain's two layers [default: 256]
+    /// Rank of the chain's two layers
     #[arg(long, value_name = "R", help_heading = "Chain")]
     pub rank: Option<usize>,
-    /// Number of likeliest token ids per slot that drafting corrects, 1 to 32 [default: 16]
+    /// Number of likeliest token ids per slot that drafting corrects, 1 to 32
     #[arg(long, value_name = "K", help_heading = "Chain")]
     pub top_k: Option<usize>,
     /// Let every slot's correction depend on the bonus token instead of the token before, for comparison; such a chain is
-    /// not exported [default: false]
+    /// not exported
     #[arg(long, value_name = "BOOL", help_heading = "Chain")]
     pub bonus_only: Option<bool>,
 
-    /// Total number of training steps [default: 2000]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub steps: Option<usize>,
-    /// Transcripts per step [default: 4]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub sequences: Option<usize>,
-    /// Largest number of anchors per transcript: positions from which a block is drafted, the same in every epoch
-    /// [default: 32]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub anchors: Option<usize>,
-    /// Peak learning rate [default: 0.002]
-    #[arg(long, value_name = "RATE", help_heading = "Training")]
-    pub learning_rate: Option<f64>,
-    /// Type that the operands of matrix products are rounded to; weights stay f32 between steps [default: f32]
-    #[arg(long, value_enum, help_heading = "Training")]
-    pub compute: Option<Dtype>,
-    /// How fast the loss forgets later slots: slot j has the weight exp(−(j − 1) / γ) [default: 4]
-    #[arg(long, value_name = "γ", help_heading = "Training")]
-    pub gamma: Option<f64>,
-    /// Seed of the initial weights, the order of the transcripts and the anchors [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub seed: Option<u64>,
-    /// Steps between two evaluations on the held-out transcripts [default: 200]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub evaluate_every: Option<usize>,
-    /// Largest number of held-out transcripts per evaluation [default: 16]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub evaluate_on: Option<usize>,
-    /// Steps between two checkpoints [default: 200]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub checkpoint_every: Option<usize>,
+    #[command(flatten)]
+    pub training: TrainingArgs,
 }
 
 #[derive(Debug, Args)]

@@ -46,7 +46,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     };
     // The settings are validated before the folder is created: a folder with refused settings could not be continued.
     generation.validate()?;
-    let model = Model::new(models::cpu(&args.target)?, &target, None)?;
+    let model = Model::new(models::cpu(args.target.threads, args.dtype.into())?, &target, None)?;
     let options = generation.engine_options(&config, prompts.longest());
     let mut engine = Engine::new(model, Mode::Autoregressive, options)?;
     let mut output = Output::open(&args.out, settings)?;
@@ -92,7 +92,7 @@ fn settings(args: &DataArgs, target: &TargetWeights, source: Source) -> Settings
         max_response: args.max_response,
         temperature: args.temperature,
         held_out: args.held_out,
-        precision: args.target.dtype.name().into(),
+        precision: args.dtype.name().into(),
         seed: args.seed,
     }
 }

@@ -20,7 +20,7 @@ use super::{models, output, prompts};
 
 /// Measures a drafter on the prompts that the arguments name.
 pub fn eval(args: &EvalArgs) -> Result<()> {
-    let (target, drafter) = models::pair(&args.target.target, args.draft.as_deref())?;
+    let (target, drafter) = models::pair(&args.target.target, args.weights.into(), args.draft.as_deref())?;
     let config = target.config.clone();
     let limit = args.limit.unwrap_or(usize::MAX);
     let mut transcripts = match &args.transcripts {
@@ -54,7 +54,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     };
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(args.max_new_tokens);
     let options = engine_options(&config, longest, drafter.config.block_size, args.batch);
-    let model = Model::new(models::cpu(&args.target)?, &target, Some(&drafter))?;
+    let model = Model::new(models::cpu(args.target.threads, args.dtype.into())?, &target, Some(&drafter))?;
     let mut engine = Engine::new(model, decoding.mode, options)?;
 
     let decodings = if decoding.is_compared() { 2 } else { 1 };

@@ -5,6 +5,7 @@ mod chain;
 mod chain_args;
 mod curves;
 mod data;
+mod defaults;
 mod eval;
 mod exit;
 #[cfg(feature = "nccl")]
@@ -17,6 +18,7 @@ mod progress;
 mod prompts;
 mod show;
 mod training;
+mod training_args;
 mod tune;
 mod values;
 
@@ -24,7 +26,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use flexdraft_tune::Result;
 
 use self::args::{Cli, Command};
@@ -35,7 +37,7 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 
 /// Runs the command that the arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&defaults::command().get_matches()).unwrap_or_else(|error| error.exit());
     panic::set_hook(Box::new(|info| {
         if let Ok(mut message) = PANIC.lock() {
             *message = info.to_string();

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
+use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::model::{DrafterWeights, ModelConfig, ModelWeights, TargetWeights};
+use flexdraft::model::{DrafterWeights, ModelConfig, ModelWeights, QuantizedWeights, TargetWeights};
 use flexdraft_tune::{Result, TuneError};
-
-use super::args::TargetArgs;
 
 /// Maps a target's weights into memory.
 pub fn target(path: &Path) -> Result<TargetWeights> {
@@ -21,11 +20,16 @@ pub fn drafter(path: &Path, target: &ModelConfig) -> Result<DrafterWeights> {
     Ok(unsafe { DrafterWeights::map(path, target) }?)
 }
 
-/// Maps the weights of a target and of its drafter into memory. The drafter is in the directory `draft`, or by default in
-/// the target's own files.
-pub fn pair(target: &Path, draft: Option<&Path>) -> Result<(TargetWeights, DrafterWeights)> {
+/// Maps the weights of a target and of its drafter into memory; `quantized` says what becomes of quantised weights. The
+/// drafter is in the directory `draft`, or by default in the target's own files.
+pub fn pair(
+    target: &Path,
+    quantized: QuantizedWeights,
+    draft: Option<&Path>,
+) -> Result<(TargetWeights, DrafterWeights)> {
     // SAFETY: as for a target's files.
-    let ModelWeights { target: weights, drafter: own } = unsafe { ModelWeights::map(target) }?;
+    let mapped = unsafe { ModelWeights::map_with(target, quantized) }?;
+    let ModelWeights { target: weights, drafter: own } = mapped;
     let drafter = match (draft, own) {
         (Some(path), _) => drafter(path, &weights.config)?,
         (None, Some(own)) => own,
@@ -37,7 +41,7 @@ pub fn pair(target: &Path, draft: Option<&Path>) -> Result<(TargetWeights, Draft
     Ok((weights, drafter))
 }
 
-/// Returns the CPU device that the arguments describe.
-pub fn cpu(args: &TargetArgs) -> Result<Cpu> {
-    Ok(Cpu::new(CpuOptions { threads: args.threads, precision: args.dtype.into() })?)
+/// Returns a CPU device with the given number of threads; 0 takes one per core.
+pub fn cpu(threads: usize, precision: Precision) -> Result<Cpu> {
+    Ok(Cpu::new(CpuOptions { threads, precision })?)
 }

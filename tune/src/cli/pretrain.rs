@@ -1,13 +1,13 @@
 //! The command `flexdraft-tune pretrain`, which makes a small target.
 
-use std::fs;
-
 use candle_core::Device;
+use flexdraft_tune::Result;
 use flexdraft_tune::pretrain::{self, Event, Paths, PretrainSettings};
-use flexdraft_tune::{Result, TuneError};
 
 use super::args::PretrainArgs;
 use super::progress::Progress;
+use super::training::settings_file;
+use super::training_args::take;
 
 /// Makes a small target from the text that the arguments name.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
@@ -38,23 +38,9 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
 
 /// Returns the settings of --config, or else the defaults, overridden by the command line.
 fn settings(args: &PretrainArgs) -> Result<PretrainSettings> {
-    let mut settings = match &args.config {
-        None => PretrainSettings::default(),
-        Some(path) => {
-            let bytes = fs::read(path).map_err(TuneError::io("read", path))?;
-            serde_json::from_slice(&bytes)
-                .map_err(|error| TuneError::File { path: path.clone(), reason: error.to_string() })?
-        }
-    };
-    macro_rules! take {
-        ($settings:expr, $($field:ident),*) => {$(
-            if let Some(value) = args.$field {
-                $settings.$field = value;
-            }
-        )*};
-    }
-    take!(settings, vocab_size, steps, step_tokens, window, long_window_every, learning_rate, seed);
-    take!(settings, evaluate_every, checkpoint_every);
-    take!(settings.shape, hidden_size, layers, q_heads, kv_heads, head_dim, intermediate_size, context_len);
+    let mut settings: PretrainSettings = settings_file(args.config.as_deref())?;
+    take!(args => settings; vocab_size, steps, step_tokens, window, long_window_every, learning_rate, seed);
+    take!(args => settings; evaluate_every, checkpoint_every);
+    take!(args => settings.shape; hidden_size, layers, q_heads, kv_heads, head_dim, intermediate_size, context_len);
     Ok(settings)
 }

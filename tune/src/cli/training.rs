@@ -14,17 +14,31 @@ use flexdraft_tune::{Result, TuneError};
 use serde::de::DeserializeOwned;
 
 use super::progress::Progress;
+use super::training_args::RunArgs;
 
-/// Reads the training transcripts and the held-out transcripts of a folder.
-pub fn read_data(folder: &Path, vocab_size: usize) -> Result<[Vec<Transcript>; 2]> {
-    let read = |name| transcripts::read(&folder.join(name), vocab_size);
-    Ok([read("train.jsonl")?, read("heldout.jsonl")?])
+/// The transcripts of a folder.
+pub struct Data {
+    pub train: Vec<Transcript>,
+    pub heldout: Vec<Transcript>,
+    /// The folder's `data.json`; none in a folder that the command `data` did not make.
+    pub file: Option<DataFile>,
 }
 
-/// Checks that a folder of transcripts is complete and was written by this target, and returns its `data.json`. A folder
-/// without that file, which the command `data` did not make, is taken as it is.
-pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<Option<DataFile>> {
-    let Some(file) = DataFile::read(folder)? else { return Ok(None) };
+impl Data {
+    /// Reads the transcripts of a folder, and checks that the folder is complete and was written by this target. A folder
+    /// without `data.json` is taken as it is.
+    pub fn read(folder: &Path, target: &TargetWeights) -> Result<Self> {
+        let read = |name| transcripts::read(&folder.join(name), target.config.vocab_size);
+        let (train, heldout) = (read("train.jsonl")?, read("heldout.jsonl")?);
+        let file = DataFile::read(folder)?;
+        if let Some(file) = &file {
+            check_data(file, folder, target)?;
+        }
+        Ok(Self { train, heldout, file })
+    }
+}
+
+fn check_data(file: &DataFile, folder: &Path, target: &TargetWeights) -> Result<()> {
     file.check_target(folder, target)?;
     if file.result.is_none() {
         let reason = "the command `data` has not finished it; run that command again, which continues it";
@@ -37,12 +51,31 @@ pub fn check_data(folder: &Path, target: &TargetWeights) -> Result<Option<DataFi
             file.settings.temperature
         );
     }
-    Ok(Some(file))
+    Ok(())
+}
+
+/// Runs `train`, which trains for `steps` steps in all, with a report in the run's folder. Writes the card of the drafter
+/// that comes of the run.
+pub fn run_with_report(
+    args: &RunArgs,
+    steps: usize,
+    block_size: usize,
+    data: Option<DataFile>,
+    train: impl FnOnce(&mut Report) -> Result<Option<Outcome>>,
+) -> Result<()> {
+    fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
+    let mut report = Report::new(&args.out, steps, block_size)?;
+    let outcome = train(&mut report).map_err(|error| name_data(error, &args.data))?;
+    if let (Some(outcome), Some(data)) = (&outcome, data) {
+        write_card(outcome, &data, &args.target, block_size)?;
+    }
+    report.finish(outcome);
+    Ok(())
 }
 
 /// Writes the held-out acceptance length of a run into its drafter's card, unless the transcripts in `data` were sampled: along
 /// sampled transcripts, the acceptance length is not that of decoding.
-pub fn write_card(outcome: &Outcome, data: &DataFile, target: &Path, block_size: usize) -> Result<()> {
+fn write_card(outcome: &Outcome, data: &DataFile, target: &Path, block_size: usize) -> Result<()> {
     let Some(drafter) = outcome.drafter.as_ref().filter(|_| data.settings.temperature == 0.0) else {
         return Ok(());
     };
@@ -52,7 +85,7 @@ pub fn write_card(outcome: &Outcome, data: &DataFile, target: &Path, block_size:
 
 /// Makes an error about too little data name the folder with the transcripts: the library does not know the folder, so its
 /// error names the output folder.
-pub fn name_data(error: TuneError, folder: &Path) -> TuneError {
+fn name_data(error: TuneError, folder: &Path) -> TuneError {
     match error {
         TuneError::TooLittleData { found, unit, needed, .. } => {
             TuneError::TooLittleData { path: folder.into(), found, unit, needed }
@@ -81,13 +114,13 @@ pub struct Report {
 
 impl Report {
     /// Starts the report of a run of `steps` steps in the folder `out`.
-    pub fn new(out: &Path, steps: usize, block_size: usize) -> Result<Self> {
+    fn new(out: &Path, steps: usize, block_size: usize) -> Result<Self> {
         let metrics = Appender::open(&out.join("metrics.jsonl"))?;
         Ok(Self { metrics, progress: Progress::new(steps), block_size, first: None, tau: None })
     }
 
     /// Ends the report with the result of the run; only rank 0 of a run has a result.
-    pub fn finish(self, outcome: Option<Outcome>) {
+    fn finish(self, outcome: Option<Outcome>) {
         self.progress.finish();
         if let Some(outcome) = outcome {
             let drafter =

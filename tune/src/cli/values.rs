@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::Mode;
 use flexdraft::device::Precision;
+use flexdraft::model::QuantizedWeights;
 use flexdraft_tune::TuneError;
 use flexdraft_tune::tune::{Compute, DrafterChoice, Kind};
 
@@ -147,6 +148,47 @@ impl From<Dtype> for Precision {
         match dtype {
             Dtype::F32 => Self::F32,
             Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// How an evaluation rounds activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RoundingChoice {
+    /// No rounding: single precision
+    #[default]
+    F32,
+    /// To bf16, as on a GPU
+    Bf16,
+    /// To 8 bits where activations are multiplied with quantised weights, which --weights keep leaves as they are
+    Q8,
+}
+
+impl From<RoundingChoice> for Precision {
+    fn from(choice: RoundingChoice) -> Self {
+        match choice {
+            RoundingChoice::F32 => Self::F32,
+            RoundingChoice::Bf16 => Self::Bf16,
+            RoundingChoice::Q8 => Self::Q8,
+        }
+    }
+}
+
+/// What an evaluation makes of quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum WeightsChoice {
+    /// Converted to bf16, as the commands that train do
+    #[default]
+    Bf16,
+    /// As they are in the file, as `flexdraft` does on a CPU
+    Keep,
+}
+
+impl From<WeightsChoice> for QuantizedWeights {
+    fn from(choice: WeightsChoice) -> Self {
+        match choice {
+            WeightsChoice::Bf16 => Self::Bf16,
+            WeightsChoice::Keep => Self::Keep,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Settings of a run that trains the chain of a frozen drafter.
 
-use flexdraft::decode::Confidence;
 use flexdraft::model::weights::{ChainConfig, ChainKind, MAX_CHAIN_TOP_K};
 use serde::{Deserialize, Serialize};
 
 use super::compute::Compute;
+use super::training::{Training, TrainingSettings, check_count};
 use crate::chain::ChainShape;
-use crate::error::{Result, TuneError};
-use crate::optimizer::{AdamSettings, Schedule};
+use crate::error::Result;
+use crate::optimizer::AdamSettings;
 
 /// The kind of score with which a chain corrects the logits of a slot's likeliest ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,18 +52,10 @@ impl ChainChoice {
     /// Checks every setting by itself.
     ///
     /// # Errors
-    /// [`TuneError::Setting`] naming the first invalid setting.
+    /// [`TuneError::Setting`](crate::TuneError::Setting) naming the first invalid setting.
     pub fn validate(self) -> Result<()> {
-        let at_least_1 = "at least 1".to_owned();
-        for (setting, value, most, expected) in [
-            ("chain.rank", self.rank, usize::MAX, at_least_1),
-            ("chain.top_k", self.top_k, MAX_CHAIN_TOP_K, format!("1 to {MAX_CHAIN_TOP_K}")),
-        ] {
-            if !(1..=most).contains(&value) {
-                return Err(TuneError::setting(setting, value, expected));
-            }
-        }
-        Ok(())
+        check_count("chain.rank", self.rank, usize::MAX)?;
+        check_count("chain.top_k", self.top_k, MAX_CHAIN_TOP_K)
     }
 
     /// Returns the sizes of the chain's tensors.
@@ -147,56 +139,36 @@ impl ChainSettings {
     /// Checks every setting by itself.
     ///
     /// # Errors
-    /// [`TuneError::Setting`] naming the first invalid setting.
+    /// [`TuneError::Setting`](crate::TuneError::Setting) naming the first invalid setting.
     pub fn validate(&self) -> Result<()> {
-        let counts = [
-            ("rank", self.rank, usize::MAX),
-            ("top_k", self.top_k, MAX_CHAIN_TOP_K),
-            ("steps", self.steps, usize::MAX),
-            ("sequences", self.sequences, usize::MAX),
-            ("anchors", self.anchors, usize::MAX),
-            ("evaluate_every", self.evaluate_every, usize::MAX),
-            ("evaluate_on", self.evaluate_on, usize::MAX),
-            ("checkpoint_every", self.checkpoint_every, usize::MAX),
-        ];
-        for (setting, value, most) in counts {
-            if !(1..=most).contains(&value) {
-                let expected = match most {
-                    usize::MAX => "at least 1".to_owned(),
-                    most => format!("1 to {most}"),
-                };
-                return Err(TuneError::setting(setting, value, expected));
-            }
-        }
-        for (setting, value) in [("gamma", self.gamma), ("learning_rate", self.learning_rate)] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(TuneError::setting(setting, value, "a finite number above 0"));
-            }
-        }
-        for (setting, value) in [("warmup", self.warmup), ("threshold", f64::from(self.threshold))] {
-            if !(0.0..1.0).contains(&value) {
-                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
-            }
-        }
-        if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
-            return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
-        }
-        self.adam.validate()
+        check_count("rank", self.rank, usize::MAX)?;
+        check_count("top_k", self.top_k, MAX_CHAIN_TOP_K)?;
+        self.training().validate()
     }
 
     /// Returns the sizes of the chain's tensors.
     pub fn shape(&self) -> ChainShape {
         ChainChoice { kind: self.kind, rank: self.rank, top_k: self.top_k }.shape()
     }
+}
 
-    /// Returns the learning-rate schedule of a run whose rate falls over `steps` steps.
-    pub fn schedule(&self, steps: usize) -> Schedule {
-        let warmup = (self.warmup * steps as f64).round() as usize;
-        Schedule { peak: self.learning_rate, warmup, steps }
-    }
-
-    /// Returns the confidence settings by which an evaluation on held-out transcripts chooses verify lengths.
-    pub fn confidence(&self) -> Confidence {
-        Confidence { threshold: self.threshold, ..Confidence::default() }
+impl TrainingSettings for ChainSettings {
+    fn training(&self) -> Training {
+        let Self { gamma, steps, sequences, anchors, learning_rate, warmup, adam, .. } = *self;
+        let Self { evaluate_every, evaluate_on, threshold, checkpoint_every, kept_gib, .. } = *self;
+        Training {
+            gamma,
+            steps,
+            sequences,
+            anchors,
+            learning_rate,
+            warmup,
+            adam,
+            evaluate_every,
+            evaluate_on,
+            threshold,
+            checkpoint_every,
+            kept_gib,
+        }
     }
 }

@@ -13,7 +13,9 @@ mod kept_slots;
 pub mod nccl;
 mod ranks;
 mod run;
+mod run_loop;
 mod settings;
+mod training;
 pub mod walk;
 
 pub use batch::{Batch, Pick, SlotLabels, labelled_rows};
@@ -22,5 +24,7 @@ pub use chain_settings::{ChainChoice, ChainSettings, Kind};
 pub use clean::Corpus;
 pub use compute::Compute;
 pub use ranks::{Alone, Place, Ranks};
-pub use run::{Observer, Outcome, StepMetrics, TunedTarget, run};
+pub use run::{TunedTarget, run};
+pub use run_loop::{Observer, Outcome, StepMetrics};
 pub use settings::{DrafterChoice, Settings};
+pub use training::{Training, TrainingSettings};

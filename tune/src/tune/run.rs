@@ -2,21 +2,23 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use flexdraft::model::TargetWeights;
 use flexdraft::model::weights::ChainKind;
-use serde::Serialize;
 
 use super::batch::{Batch, Pick, SlotLabels, labelled_rows, picks};
 use super::chain_rows::ChainRows;
-use super::checks::{Amounts, TO_WALK, check_weights, usable_transcripts};
+use super::checks::{Amounts, usable_transcripts};
 use super::clean::Corpus;
-use super::description::{Description, Evaluated, check_same_run, of_transcripts};
+use super::description::{Description, of_transcripts};
 use super::ranks::{Place, Ranks, sum_numbers};
+use super::run_loop::{
+    Observer, Outcome, Run, StepGradients, Trainee, check_best_drafter, drafter_dir, find_checkpoint,
+};
 use super::settings::{DrafterChoice, Settings};
+use super::training::TrainingSettings;
 use super::walk::{Drafting, Walk, walk};
 use crate::chain::{ChainHeads, ChainSlots, TRAINED_IDS, export_chain};
 use crate::checkpoint;
@@ -25,54 +27,13 @@ use crate::error::{Result, TuneError};
 use crate::export::{OrthrusExport, export};
 use crate::hash;
 use crate::loss::cross_entropy;
-use crate::optimizer::{AdamW, schedule_steps};
+use crate::optimizer::AdamW;
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
 
 /// Number of transcripts that the initial mask embedding is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
-
-/// The metrics of one training step.
-#[derive(Clone, Debug, Serialize)]
-pub struct StepMetrics {
-    /// Number of steps so far.
-    pub step: usize,
-    /// Number of anchors seen so far.
-    pub anchors: usize,
-    /// Weighted cross-entropy of the step, plus the chain's if there is one.
-    pub loss: f64,
-    /// Share of slot 1's labels that were the most probable token.
-    pub slot_1_accuracy: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Seconds since this process started its part of the run.
-    pub seconds: f64,
-    /// Mask rows per second during the step.
-    pub rows_per_second: f64,
-}
-
-/// Receives the progress of a tuning run.
-pub trait Observer {
-    /// Receives the metrics of a step, after every step.
-    fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
-
-    /// Receives the result of walking the held-out transcripts, at `step` steps and `anchors` anchors.
-    fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()>;
-}
-
-/// The result of a tuning run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
-    /// The best acceptance length τ on the held-out transcripts.
-    pub tau: f64,
-    /// The step that reached `tau`.
-    pub step: usize,
-    /// Folder of the drafter; `None` for a run that gives no usable drafter.
-    pub drafter: Option<PathBuf>,
-}
 
 /// The target of a tuning run.
 #[derive(Clone, Copy, Debug)]
@@ -114,42 +75,36 @@ pub fn run(
     let amounts = Amounts { sequences: settings.sequences, evaluate_on: settings.evaluate_on };
     let usable = usable_transcripts(&train, &heldout, &weights.config, amounts, out)?;
     let frozen = FrozenTarget::new(weights, settings.compute.into(), device)?;
-    let mut state = State::start(target, frozen, train, heldout, settings, ranks, out)?;
-    state.agree()?;
+    let (mut run, mut tuned) = Tuned::begin(target, frozen, [train, heldout], settings, ranks, out)?;
+    agree(&mut run, ranks)?;
     if ranks.rank() == 0 {
         checkpoint::write_json(&out.join("settings.json"), settings)?;
     }
-    let begun = Instant::now();
-    while state.description.step < settings.steps {
-        let metrics = state.step(&usable, begun)?;
-        let (step, last) = (metrics.step, metrics.step == settings.steps);
-        let saves = step % settings.checkpoint_every == 0 || last;
-        if ranks.rank() == 0 {
-            observer.step(&metrics)?;
-            if step % settings.evaluate_every == 0 || last {
-                let walk = state.evaluate()?;
-                observer.evaluated(step, metrics.anchors, &walk)?;
-            }
-            if saves {
-                state.save()?;
-            }
-        }
-        if saves {
-            // No rank passes the next step's sums before rank 0 has saved its checkpoint.
-            state.saved = step;
-        }
-    }
+    run.train(&mut tuned, &usable, ranks, observer)?;
     // No rank exits before rank 0 has saved its checkpoint: rank 0 could not tell a finished rank from a lost one.
     sum_numbers(ranks, [0.0], device)?;
     if ranks.rank() != 0 {
         return Ok(None);
     }
-    let best = state.description.best.unwrap_or(Evaluated { step: 0, tau: 1.0 });
-    let drafter = (!settings.whole_tail).then(|| drafter_dir(out));
-    Ok(Some(Outcome { tau: best.tau, step: best.step, drafter }))
+    run.outcome((!settings.whole_tail).then(|| drafter_dir(out))).map(Some)
 }
 
-struct State<'a> {
+/// Copies the weights and moments of rank 0 to every rank.
+fn agree(run: &mut Run<'_, Settings>, ranks: &dyn Ranks) -> Result<()> {
+    if ranks.count() == 1 {
+        return Ok(());
+    }
+    let mut state: Vec<_> = run.optimizer.state().into_iter().collect();
+    state.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let own = |tensor: Tensor| if ranks.rank() == 0 { Ok(tensor) } else { tensor.zeros_like() };
+    let agreed = state.into_iter().map(|(name, tensor)| Ok((name, ranks.sum(&own(tensor)?)?)));
+    let agreed = agreed.collect::<candle_core::Result<HashMap<_, _>>>()?;
+    run.optimizer.restore(agreed, run.description.step)?;
+    Ok(())
+}
+
+/// A drafter that a run tunes, and what it learns from.
+struct Tuned<'a> {
     settings: &'a Settings,
     ranks: &'a dyn Ranks,
     out: &'a Path,
@@ -161,63 +116,42 @@ struct State<'a> {
     shortlist: Shortlist,
     drafter: Drafter,
     chain: Option<ChainHeads>,
-    optimizer: AdamW,
     /// The running mean of the weights, by name; empty if no mean is kept.
     mean: HashMap<String, Tensor>,
-    description: Description,
-    /// The step of the checkpoint on disk.
-    saved: usize,
     /// The directory that gets the best drafter, if the drafter is stored with its target.
     orthrus: Option<OrthrusExport>,
 }
 
-impl<'a> State<'a> {
-    fn start(
+impl<'a> Tuned<'a> {
+    /// Begins the run, or continues it from its checkpoint.
+    fn begin(
         tuned: TunedTarget<'a>,
         target: FrozenTarget,
-        train: Vec<Transcript>,
-        heldout: Vec<Transcript>,
+        [train, heldout]: [Vec<Transcript>; 2],
         settings: &'a Settings,
         ranks: &'a dyn Ranks,
         out: &'a Path,
-    ) -> Result<Self> {
+    ) -> Result<(Run<'a, Settings>, Self)> {
         let weights = tuned.weights;
         let shape = settings.shape(&weights.config);
         let mask_token = settings.mask_token(&weights.config);
-        let path = out.join("checkpoint.safetensors");
-        let found = match path.exists() {
-            true => Some(checkpoint::load::<Description>(&path)?),
-            false => None,
-        };
-        let of_target = hash::of_target(weights).hex();
         let data = of_transcripts(&train, &heldout);
-        if let Some((_, description)) = &found {
-            check_same_run(&path, description, settings, &of_target, &data)?;
-        }
+        let mut description = Description::new(hash::of_target(weights).hex(), settings, data);
+        let mut found = find_checkpoint(out, &description)?;
         let exported = drafter_dir(out);
-        let orthrus = if settings.kind == DrafterChoice::Orthrus && !settings.whole_tail && ranks.rank() == 0
-        {
+        let exports = !settings.whole_tail && ranks.rank() == 0;
+        let orthrus = if settings.kind == DrafterChoice::Orthrus && exports {
             let source = tuned.directory;
             Some(OrthrusExport::begin(&exported, source, &weights.config, shape.block_size, mask_token)?)
         } else {
             None
         };
-        if let Some((_, description)) = &found {
-            let weights_file = match &orthrus {
+        if let Some((_, description)) = found.as_ref().filter(|_| exports) {
+            let file = match &orthrus {
                 Some(export) => export.drafter_path(),
                 None => exported.join("model.safetensors"),
             };
-            if let Some(best) = description.best
-                && !settings.whole_tail
-                && ranks.rank() == 0
-                && !weights_file.is_file()
-            {
-                let reason = format!(
-                    "expected the run's best drafter, from step {}, found none; put it back, or begin in another folder",
-                    best.step
-                );
-                return Err(TuneError::File { path: exported, reason });
-            }
+            check_best_drafter(description, &exported, &file)?;
         }
         let shortlist = match &found {
             Some((_, description)) if !description.shortlist.is_empty() => {
@@ -240,40 +174,16 @@ impl<'a> State<'a> {
         let chain = settings.chain.map(|chain| ChainHeads::new(&target, chain.shape(), settings.seed));
         let chain = chain.transpose()?;
         let chained = chain.as_ref().map_or(&[][..], ChainHeads::parameters);
-        let mut optimizer = AdamW::new([drafter.parameters(), chained].concat(), settings.adam)?;
+        let optimizer = AdamW::new([drafter.parameters(), chained].concat(), settings.adam)?;
         let mut mean = HashMap::new();
-        let description = match found {
-            Some((mut tensors, description)) => {
-                if settings.ema > 0.0 {
-                    mean = take_mean(&mut tensors);
-                }
-                if let Some(tensor) = optimizer.restore(tensors, description.step)? {
-                    let reason = format!("tensor `{tensor}` is missing or has another shape than the run's");
-                    return Err(TuneError::File { path, reason });
-                }
-                let scheduled = match description.schedule_steps {
-                    0 => description.settings.steps,
-                    steps => steps,
-                };
-                let schedule_steps = schedule_steps(description.step, scheduled, settings.steps);
-                Description { schedule_steps, ..description }
-            }
-            None => Description {
-                target: of_target,
-                settings: settings.clone(),
-                data,
-                step: 0,
-                schedule_steps: settings.steps,
-                anchors: 0,
-                shortlist: match &shortlist {
-                    Shortlist::All(_) => Vec::new(),
-                    Shortlist::Some { ids, .. } => ids.clone(),
-                },
-                best: None,
-            },
-        };
-        let saved = description.step;
-        Ok(Self {
+        if let Some((tensors, _)) = found.as_mut().filter(|_| settings.ema > 0.0) {
+            mean = take_mean(tensors);
+        }
+        if let Shortlist::Some { ids, .. } = &shortlist {
+            description.shortlist.clone_from(ids);
+        }
+        let run = Run::begin(out, description, optimizer, found)?;
+        let tuned = Self {
             settings,
             ranks,
             out,
@@ -285,32 +195,52 @@ impl<'a> State<'a> {
             shortlist,
             drafter,
             chain,
-            optimizer,
             mean,
-            description,
-            saved,
             orthrus,
-        })
+        };
+        Ok((run, tuned))
     }
 
-    /// Copies the weights and moments of rank 0 to every rank.
-    fn agree(&mut self) -> Result<()> {
-        if self.ranks.count() == 1 {
-            return Ok(());
+    /// Returns the loss of the chain over the slots of a step, if there is a chain and a slot that it can learn from. Its
+    /// gradient flows to the chain alone: the drafter learns the same as without a chain.
+    fn chain_loss(
+        &self,
+        factors: &SlotFactors,
+        bonuses: &[u32],
+        labels: &SlotLabels,
+    ) -> Result<Option<Tensor>> {
+        let Some(chain) = &self.chain else { return Ok(None) };
+        let keeps_hidden = chain.config().kind == ChainKind::Hidden;
+        let (drafter, shortlist) = (&self.drafter, &self.shortlist);
+        let slots = ChainSlots::new(drafter, factors, bonuses, shortlist, TRAINED_IDS, keeps_hidden)?;
+        let mut rows = ChainRows::default();
+        rows.add(labels, shortlist, &slots.likeliest, slots.hidden.as_ref())?;
+        Ok(rows.loss(chain, &self.target)?.map(|(loss, _)| loss))
+    }
+
+    /// Loads the weights of the drafter and of its chain.
+    fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        self.drafter.load(tensors)?;
+        Ok(self.chain.as_ref().map_or(Ok(()), |chain| chain.load(tensors))?)
+    }
+
+    /// Exports the drafter with its present weights.
+    fn export(&self, optimizer: &AdamW) -> Result<()> {
+        let (dir, config, parameters) = (drafter_dir(self.out), &self.weights.config, copies(optimizer)?);
+        match &self.orthrus {
+            Some(orthrus) => orthrus.write(config, &parameters)?,
+            None => export(&dir, config, self.shape, &self.shortlist, &parameters)?,
         }
-        let mut state: Vec<_> = self.optimizer.state().into_iter().collect();
-        state.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let own = |tensor: Tensor| if self.ranks.rank() == 0 { Ok(tensor) } else { tensor.zeros_like() };
-        let agreed = state.into_iter().map(|(name, tensor)| Ok((name, self.ranks.sum(&own(tensor)?)?)));
-        let agreed = agreed.collect::<candle_core::Result<HashMap<_, _>>>()?;
-        self.optimizer.restore(agreed, self.description.step)?;
-        Ok(())
+        match &self.chain {
+            Some(chain) => export_chain(&dir, &dir, chain),
+            None => Ok(()),
+        }
     }
+}
 
-    fn step(&mut self, usable: &[usize], begun: Instant) -> Result<StepMetrics> {
-        let start = Instant::now();
+impl Trainee for Tuned<'_> {
+    fn gradients(&mut self, optimizer: &AdamW, usable: &[usize], step: usize) -> Result<StepGradients> {
         let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
-        let step = self.description.step;
         let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
@@ -338,58 +268,25 @@ impl<'a> State<'a> {
         let right = first_slots.iter().filter(|&&row| predictions[row].token == labels.ids[row]).count();
         let own_loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let numbers = [own_loss, right as f64, first_slots.len() as f64, rows.positions.len() as f64];
-        let [loss_value, right, first_slots, row_count] = sum_numbers(self.ranks, numbers, loss.device())?;
-        let not_finite = |loss| TuneError::NotFinite { step: step + 1, loss, checkpoint: self.saved };
-        if !loss_value.is_finite() {
-            return Err(not_finite(loss_value));
-        }
-        let gradients = self.optimizer.gradients(&loss.backward()?).into_iter();
+        let [summed_loss, right, first_slots, mask_rows] = sum_numbers(self.ranks, numbers, loss.device())?;
+        let gradients = optimizer.gradients(&loss.backward()?).into_iter();
         let summed = gradients.map(|gradient| gradient.map(|gradient| self.ranks.sum(&gradient)).transpose());
-        let gradients = summed.collect::<candle_core::Result<Vec<_>>>()?;
-        let learning_rate = self.settings.schedule(self.description.schedule_steps).rate(step);
-        let gradient_norm = self.optimizer.step(gradients, learning_rate)?;
-        if !gradient_norm.is_finite() {
-            return Err(not_finite(gradient_norm));
-        }
-        self.average()?;
-        self.description.step += 1;
-        self.description.anchors += anchors;
-        Ok(StepMetrics {
-            step: self.description.step,
-            anchors: self.description.anchors,
-            loss: loss_value,
+        Ok(StepGradients {
+            loss: summed_loss,
             slot_1_accuracy: right / first_slots.max(1.0),
-            gradient_norm,
-            learning_rate,
-            seconds: begun.elapsed().as_secs_f64(),
-            rows_per_second: row_count / start.elapsed().as_secs_f64(),
+            gradients: summed.collect::<candle_core::Result<_>>()?,
+            anchors,
+            mask_rows,
         })
     }
 
-    /// Returns the loss of the chain over the slots of a step, if there is a chain and a slot that it can learn from. Its
-    /// gradient flows to the chain alone: the drafter learns the same as without a chain.
-    fn chain_loss(
-        &self,
-        factors: &SlotFactors,
-        bonuses: &[u32],
-        labels: &SlotLabels,
-    ) -> Result<Option<Tensor>> {
-        let Some(chain) = &self.chain else { return Ok(None) };
-        let keeps_hidden = chain.config().kind == ChainKind::Hidden;
-        let (drafter, shortlist) = (&self.drafter, &self.shortlist);
-        let slots = ChainSlots::new(drafter, factors, bonuses, shortlist, TRAINED_IDS, keeps_hidden)?;
-        let mut rows = ChainRows::default();
-        rows.add(labels, shortlist, &slots.likeliest, slots.hidden.as_ref())?;
-        Ok(rows.loss(chain, &self.target)?.map(|(loss, _)| loss))
-    }
-
-    /// Updates the running mean of the weights after a step.
-    fn average(&mut self) -> Result<()> {
+    /// Updates the running mean of the weights.
+    fn stepped(&mut self, optimizer: &AdamW) -> Result<()> {
         let decay = self.settings.ema;
         if decay == 0.0 {
             return Ok(());
         }
-        for parameter in self.optimizer.parameters() {
+        for parameter in optimizer.parameters() {
             let value = parameter.var.as_detached_tensor();
             let mean = match self.mean.get(&parameter.name) {
                 Some(mean) => (mean.affine(decay, 0.0)? + value.affine(1.0 - decay, 0.0)?)?,
@@ -400,40 +297,21 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Walks the held-out transcripts, and exports the drafter if its acceptance length is the best so far.
-    fn evaluate(&mut self) -> Result<Walk> {
-        check_weights(&self.optimizer, self.description.step, self.saved)?;
-        let own = self.parameters()?;
+    fn evaluate(
+        &mut self,
+        optimizer: &AdamW,
+        is_best: &mut dyn FnMut(&Walk) -> Result<bool>,
+    ) -> Result<Walk> {
+        let own = copies(optimizer)?;
         if !self.mean.is_empty() {
             self.load(&self.mean)?;
         }
-        let confidence = self.settings.confidence();
-        let (count, shortlist) = (self.settings.evaluate_on, &self.shortlist);
+        let (training, shortlist) = (self.settings.training(), &self.shortlist);
         let drafting =
             Drafting { target: &self.target, drafter: &self.drafter, chain: self.chain.as_ref(), shortlist };
-        let walk = walk(drafting, &mut self.heldout, count, &confidence)?;
-        let Some(tau) = walk.tau() else {
-            return Err(TuneError::TooLittleData {
-                path: self.out.into(),
-                found: 0,
-                unit: TO_WALK,
-                needed: 1,
-            });
-        };
-        // Of two equal drafters the later one has seen more data.
-        if self.description.best.is_none_or(|best| tau >= best.tau) {
-            self.description.best = Some(Evaluated { step: self.description.step, tau });
-            if !self.settings.whole_tail {
-                let (config, parameters) = (&self.weights.config, self.parameters()?);
-                let dir = drafter_dir(self.out);
-                match &self.orthrus {
-                    Some(orthrus) => orthrus.write(config, &parameters)?,
-                    None => export(&dir, config, self.shape, shortlist, &parameters)?,
-                }
-                if let Some(chain) = &self.chain {
-                    export_chain(&dir, &dir, chain)?;
-                }
-            }
+        let walk = walk(drafting, &mut self.heldout, training.evaluate_on, &training.confidence())?;
+        if is_best(&walk)? && !self.settings.whole_tail {
+            self.export(optimizer)?;
         }
         if !self.mean.is_empty() {
             self.load(&own)?;
@@ -441,29 +319,15 @@ impl<'a> State<'a> {
         Ok(walk)
     }
 
-    /// Loads the weights of the drafter and of its chain.
-    fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
-        self.drafter.load(tensors)?;
-        Ok(self.chain.as_ref().map_or(Ok(()), |chain| chain.load(tensors))?)
-    }
-
-    /// Returns copies of the weights of the drafter and of its chain, by name.
-    fn parameters(&self) -> Result<HashMap<String, Tensor>> {
-        let parameters = self.optimizer.parameters().iter();
-        parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
-    }
-
-    fn save(&self) -> Result<()> {
-        check_weights(&self.optimizer, self.description.step, self.saved)?;
-        let mut tensors = self.optimizer.state();
-        tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
-        checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)
+    fn further_tensors(&self) -> HashMap<String, Tensor> {
+        self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())).collect()
     }
 }
 
-/// Returns the directory of the best drafter of the run in `out`.
-fn drafter_dir(out: &Path) -> PathBuf {
-    out.join("drafter")
+/// Returns copies of the trained weights, by name.
+fn copies(optimizer: &AdamW) -> Result<HashMap<String, Tensor>> {
+    let parameters = optimizer.parameters().iter();
+    parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }
 
 /// Prefix of the names of averaged weights in a checkpoint.

@@ -1,16 +1,16 @@
 //! Settings of a tuning run. Together with the transcripts they determine all its numbers, except for the rounding of
 //! sums, which depends on the kind of device and the number of ranks.
 
-use flexdraft::decode::Confidence;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::{DrafterKind, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use super::chain_settings::ChainChoice;
 use super::compute::Compute;
+use super::training::{Training, TrainingSettings, check_positive, check_share};
 use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
-use crate::optimizer::{AdamSettings, Schedule};
+use crate::optimizer::AdamSettings;
 
 /// The kind of drafter that a run tunes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,48 +120,18 @@ impl Settings {
     /// [`TuneError::Setting`] naming the first invalid setting.
     pub fn validate(&self, target: &ModelConfig) -> Result<()> {
         let shape = self.shape(target);
-        let counts = [
-            ("tail_layers", shape.tail_layers, target.layers),
-            ("block_size", self.block_size.saturating_sub(1), MAX_BLOCK_SIZE - 1),
-            ("steps", self.steps, usize::MAX),
-            ("sequences", self.sequences, usize::MAX),
-            ("anchors", self.anchors, usize::MAX),
-            ("evaluate_every", self.evaluate_every, usize::MAX),
-            ("evaluate_on", self.evaluate_on, usize::MAX),
-            ("checkpoint_every", self.checkpoint_every, usize::MAX),
-        ];
-        for (setting, value, most) in counts {
-            if !(1..=most).contains(&value) {
-                // A block of one slot would draft nothing.
-                let shift = usize::from(setting == "block_size");
-                let expected = match most {
-                    usize::MAX => "at least 1".to_owned(),
-                    most if setting == "tail_layers" => format!("1 to {most}, the target's number of layers"),
-                    most => format!("{} to {}", 1 + shift, most + shift),
-                };
-                return Err(TuneError::setting(setting, value + shift, expected));
-            }
+        if !(1..=target.layers).contains(&shape.tail_layers) {
+            let expected = format!("1 to {}, the target's number of layers", target.layers);
+            return Err(TuneError::setting("tail_layers", shape.tail_layers, expected));
         }
-        let positive = [
-            ("gamma", self.gamma),
-            ("learning_rate", self.learning_rate),
-            ("calibrator_rate", self.calibrator_rate),
-        ];
-        for (setting, value) in positive {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(TuneError::setting(setting, value, "a finite number above 0"));
-            }
+        // A block of one slot would draft nothing.
+        if !(2..=MAX_BLOCK_SIZE).contains(&self.block_size) {
+            let expected = format!("2 to {MAX_BLOCK_SIZE}");
+            return Err(TuneError::setting("block_size", self.block_size, expected));
         }
-        let shares = [("warmup", self.warmup), ("ema", self.ema), ("threshold", f64::from(self.threshold))];
-        for (setting, value) in shares {
-            if !(0.0..1.0).contains(&value) {
-                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
-            }
-        }
-        self.adam.validate()?;
-        if !(self.kept_gib.is_finite() && self.kept_gib >= 0.0) {
-            return Err(TuneError::setting("kept_gib", self.kept_gib, "a finite number, at least 0"));
-        }
+        self.training().validate()?;
+        check_positive("calibrator_rate", self.calibrator_rate)?;
+        check_share("ema", self.ema)?;
         if let Some(chain) = self.chain {
             if self.kind == DrafterChoice::Orthrus {
                 let expected = "no chain, because an Orthrus drafter has none";
@@ -201,15 +171,25 @@ impl Settings {
         self.mask_token
             .unwrap_or_else(|| u32::try_from(target.vocab_size).unwrap_or(u32::MAX).saturating_sub(1))
     }
+}
 
-    /// Returns the learning-rate schedule of a run whose rate falls over `steps` steps.
-    pub fn schedule(&self, steps: usize) -> Schedule {
-        let warmup = (self.warmup * steps as f64).round() as usize;
-        Schedule { peak: self.learning_rate, warmup, steps }
-    }
-
-    /// Returns the confidence settings by which an evaluation on held-out transcripts chooses verify lengths.
-    pub fn confidence(&self) -> Confidence {
-        Confidence { threshold: self.threshold, ..Confidence::default() }
+impl TrainingSettings for Settings {
+    fn training(&self) -> Training {
+        let Self { gamma, steps, sequences, anchors, learning_rate, warmup, adam, .. } = *self;
+        let Self { evaluate_every, evaluate_on, threshold, checkpoint_every, kept_gib, .. } = *self;
+        Training {
+            gamma,
+            steps,
+            sequences,
+            anchors,
+            learning_rate,
+            warmup,
+            adam,
+            evaluate_every,
+            evaluate_on,
+            threshold,
+            checkpoint_every,
+            kept_gib,
+        }
     }
 }

@@ -293,10 +293,12 @@ fn a_closed_pipe_is_not_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let prompts = folder.path().join("prompts.txt");
     fs::write(&prompts, "def f(x):").unwrap();
+    // A target without quantised weights takes every choice of weights and rounding.
     let args =
-        ["eval", "--target", &target, "--draft", &draft, "--raw", "--max-new-tokens", "4", "--prompts"];
+        ["eval", "--target", &target, "--draft", &draft, "--weights", "keep", "--dtype", "q8", "--raw"];
     let mut child = Command::new(env!("CARGO_BIN_EXE_flexdraft-tune"))
         .args(args)
+        .args(["--max-new-tokens", "4", "--prompts"])
         .arg(&prompts)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

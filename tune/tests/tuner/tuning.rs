@@ -9,7 +9,7 @@ use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::{ChainConfig, TargetWeights};
 use flexdraft_tune::optimizer::AdamSettings;
 use flexdraft_tune::transcripts::Transcript;
-use flexdraft_tune::tune::{ChainChoice, Compute, Kind, Outcome, Place, Settings, run};
+use flexdraft_tune::tune::{ChainChoice, Compute, Kind, Outcome, Place, Settings, TrainingSettings, run};
 use flexdraft_tune::{Result, TuneError};
 
 use crate::common;
@@ -170,7 +170,7 @@ fn an_unfinished_run_takes_a_new_schedule() {
     let mut recorder = Recorder::default();
     let longer = Settings { steps: 24, ..settings() };
     tune(&target(), &longer, dir.path(), &mut recorder).unwrap();
-    let schedule = longer.schedule(24);
+    let schedule = longer.training().schedule(24);
     assert_eq!(recorder.rates, (6..24).map(|step| schedule.rate(step)).collect::<Vec<_>>());
 }
 
