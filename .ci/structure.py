@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 CRATES = ["src/lib.rs", "cli/src/main.rs", "tune/src/lib.rs", "reference/src/lib.rs", "cuda/stand_in/src/lib.rs", "replay/src/lib.rs",
-          "ffi/src/lib.rs"]
+          "ffi/src/lib.rs", "candle/src/lib.rs"]
 UNIQUE_TYPES = "src"
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Type-checks and lints the crate flexdraft-tune under its features `cuda` and `nccl` on a machine without a GPU and
-# without the CUDA toolkit. Further arguments are passed to clippy.
+# Type-checks and lints the crate flexdraft-tune under its features `cuda` and `nccl`, and the crate flexdraft-candle under
+# its feature `cuda`, on a machine without a GPU and without the CUDA toolkit. Further arguments are passed to clippy.
 #
-# candle compiles its kernels when it is built with CUDA. That takes many minutes and does not check the code of this
-# crate, so a script stands in for nvcc: it prints a version and writes empty files. The result can be neither linked
-# nor run, so it has its own target folder: otherwise cargo would take it for a usable build.
+# candle compiles its kernels when it is built with CUDA, and flexdraft its emulator. That takes many minutes and does not
+# check the code of these crates, so a script stands in for nvcc and for the C++ compiler: it prints a version and writes
+# empty files. The result can be neither linked nor run, so it has its own target folder: otherwise cargo would take it for
+# a usable build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,7 +39,10 @@ export PATH
 # stand-in lets flexdraft build without its kernels.
 unset NVCC CUDA_HOME CUDA_PATH
 export CUDA_COMPUTE_CAP=90
+CXX=$(command -v nvcc)
+export CXX
 
 for feature in cuda nccl; do
   cargo clippy -p flexdraft-tune --all-targets --features "$feature" --target-dir "$target" --locked "$@" -- -D warnings
 done
+cargo clippy -p flexdraft-candle --all-targets --features cuda --target-dir "$target" --locked "$@" -- -D warnings
