@@ -39,6 +39,9 @@ device_code:
 tests:
     .ci/run tests
 
+python_package:
+    .ci/run python_package
+
 main_job:
     .ci/run main_job
 

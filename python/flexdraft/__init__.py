@@ -1,0 +1,36 @@
+"""Kernels of FlexDraft, lossless parallel speculative decoding (arXiv 2605.20022), on any DLPack tensor.
+
+Tensors on a CUDA device run there, on the framework's current stream. Tensors on the host run on an emulator of the
+kernels, which is for tests. All tensors of a call are on one device. Nothing is copied or allocated: every operand is an
+argument, outputs and workspaces too. Unless a function says otherwise, tensors are contiguous.
+
+A launch returns without waiting, so keep tensors alive until the stream has passed the launch. PyTorch does so if the
+tensors belong to the current stream.
+
+Errors: ``TypeError`` for an argument of another type, ``ValueError`` for a shape, a device or a value, ``RuntimeError``
+if the driver fails. After an error nothing was launched. Faults that only the device can see, such as an index out of
+range, are bits in the operand ``error``.
+
+``flexdraft.torch`` has the launches as custom operators of PyTorch.
+"""
+
+from .logits import (
+    accept, accept_workspace_len, chain_choose, chain_score, chain_walk, sample, sample_partials, sample_workspace_len,
+    select_drafts,
+)
+from .passes import (
+    PassTables, SequenceRows, attention_workspace_len, follow_verdicts, joint_attention, norm_rope_append, rope_table,
+)
+from .rows import add, embed, gather, rms_norm, silu_add, silu_mul
+from .tables import (
+    DRAFT_BYTES, MAX_COMMITTED, ROW_SAMPLING_BYTES, ROW_STATS_BYTES, VERDICT_BYTES, VERIFY_BYTES, DraftKind, DraftRows,
+    Purpose, Rule, draft, row_sampling, row_stats, supports, verdict, verify,
+)
+
+__all__ = [
+    "DRAFT_BYTES", "DraftKind", "DraftRows", "MAX_COMMITTED", "PassTables", "Purpose", "ROW_SAMPLING_BYTES",
+    "ROW_STATS_BYTES", "Rule", "SequenceRows", "VERDICT_BYTES", "VERIFY_BYTES", "accept", "accept_workspace_len", "add",
+    "attention_workspace_len", "chain_choose", "chain_score", "chain_walk", "draft", "embed", "follow_verdicts",
+    "gather", "joint_attention", "norm_rope_append", "rms_norm", "rope_table", "row_sampling", "row_stats", "sample",
+    "sample_partials", "sample_workspace_len", "select_drafts", "silu_add", "silu_mul", "supports", "verdict", "verify",
+]

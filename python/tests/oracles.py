@@ -1,0 +1,60 @@
+"""Plain NumPy versions of the operations, and random operands. bf16 arrays are arrays of uint16 with the bits."""
+
+import numpy as np
+
+ROW_SAMPLING = np.dtype([
+    ("seed", "u8"), ("position", "u8"), ("inverse_temperature", "f4"), ("top_p", "f4"), ("min_score", "f4"),
+    ("top_k", "i4"), ("purpose_and_slot", "u4"), ("sequence", "i4")])
+VERIFY = np.dtype([
+    ("seed", "u8"), ("groups", "u8"), ("position", "i8"), ("rule", "i4"), ("drafts", "i4"), ("first_target", "i4"),
+    ("first_draft", "i4"), ("rest", "V8")])
+DRAFT = np.dtype([
+    ("groups", "u8"), ("sequence", "i4"), ("first_slot", "i4"), ("slots", "i4"), ("first_draft", "i4"),
+    ("in_logits", "i4"), ("rest", "V4")])
+VERDICT = np.dtype([
+    ("accepted", "i4"), ("bonus", "i4"), ("probability", "f4"), ("group", "i4"), ("cached_length", "i8"),
+    ("fault", "i4"), ("unused", "i4")])
+
+
+def to_bf16(values):
+    """Returns the bits of the nearest bf16 numbers, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def to_float(bits):
+    """Returns bf16 numbers as f32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def bf16s(random, *shape):
+    """Returns random bf16 numbers."""
+    return to_bf16(random.standard_normal(shape, np.float32))
+
+
+def floats(random, *shape):
+    """Returns random f32 numbers."""
+    return random.standard_normal(shape, np.float32)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def rms_norm(x, weight, eps):
+    x = x.astype(np.float64)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+def rotated(x, angles):
+    """Rotates the halves of heads `[..., head_dim]` by angles `[..., head_dim / 2]`."""
+    low, high = np.split(x.astype(np.float64), 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def attention(q, k, v):
+    """Returns attention's output and log-sum of one row: q `[head_dim]`, k and v `[keys, head_dim]`."""
+    scores = k.astype(np.float64) @ q.astype(np.float64) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max())
+    return weights @ v / weights.sum(), scores.max() + np.log(weights.sum())
