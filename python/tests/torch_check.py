@@ -263,7 +263,7 @@ def compiled(report):
             same = all(torch.equal(a, b) for a, b in zip(eager, results))
             largest = max(float((a.float() - b.float()).abs().max()) for a, b in zip(eager, results))
             words = "the same bits as without a compiler" if same else f"differences of at most {largest:.4f}"
-            report(f"`torch.compile(fullgraph=True, backend=\"{backend}\")` of a layer with seven operators: output, "
+            report(f"`torch.compile(fullgraph=True, backend=\"{backend}\")` of a layer with seven launches: output, "
                    f"residual stream and cache have {words}", same if backend == "aot_eager" else largest < 2**-4)
 
 
