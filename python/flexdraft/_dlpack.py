@@ -44,17 +44,19 @@ _new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p
 class HostTensor:
     """A DLPack tensor over host memory, which `owner` keeps alive. Strides are in elements."""
 
+    device = _CPU
+
     def __init__(self, address: int, shape: tuple, strides: tuple, code: int, bits: int, owner: Any):
         self.address, self.shape, self.strides, self.code, self.bits = address, shape, strides, code, bits
         self.owner = owner
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return _CPU
+        return self.device
 
     def __dlpack__(self, **_: Any) -> Any:
         sizes = ctypes.c_int64 * len(self.shape)
         shape, strides = sizes(*self.shape), sizes(*self.strides)
-        tensor = _DLTensor(self.address, *_CPU, len(self.shape), self.code, self.bits, 1, shape, strides, 0)
+        tensor = _DLTensor(self.address, *self.device, len(self.shape), self.code, self.bits, 1, shape, strides, 0)
         managed = _DLManagedTensor(tensor, None, ctypes.cast(_give_back, ctypes.c_void_p))
         address = ctypes.addressof(managed)
         _lent[address] = (managed, shape, strides, self.owner)
