@@ -46,7 +46,7 @@ proptest! {
     #![proptest_config(properties(6))]
 
     #[test]
-    fn rope_append_and_attention(seed: u64, ratio in 1usize..4, kv_heads in 1usize..3, wide: bool, head_major: bool) {
+    fn rope_append_and_attention(seed: u64, ratio in 1usize..4, kv_heads in 1usize..4, wide: bool, k_major: bool) {
         let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
         let (simt, stream) = (wrappers.runtime(), wrappers.runtime().stream());
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim: if wide { 128 } else { 64 } };
@@ -71,13 +71,16 @@ proptest! {
         prop_assert_eq!(turns.dims(), [rows, head_dim / 2, 2]);
         same(&turns, &cos_sin);
 
-        let strides = match head_major {
+        let strides_of = |head_major: bool| match head_major {
             true => KvStrides::head_major(PAGE_SIZE, kv_heads, head_dim),
             false => KvStrides::token_major(PAGE_SIZE, kv_heads, head_dim),
         };
+        // The two tensors of a cache may have different layouts.
+        let v_major = !k_major;
+        let (k_strides, v_strides) = (strides_of(k_major), strides_of(v_major));
         let elements = paging.pages * PAGE_SIZE * kv_heads * head_dim;
         let (mut k, mut v) = (noise.bf16s(elements), noise.bf16s(elements));
-        let (k_cache, v_cache) = (cache(&k, shape, head_major), cache(&v, shape, head_major));
+        let (k_cache, v_cache) = (cache(&k, shape, k_major), cache(&v, shape, v_major));
         let kv = KvCache { k: &k_cache, v: &v_cache };
         let mut qkv = noise.bf16s(rows * shape.qkv_cols());
         let heads = tensor(&qkv, &[rows, shape.qkv_cols()]);
@@ -96,8 +99,8 @@ proptest! {
                 cache: PagedKvMut {
                     k: stream.view_mut(&mut k),
                     v: stream.view_mut(&mut v),
-                    k_strides: strides,
-                    v_strides: strides,
+                    k_strides,
+                    v_strides,
                 },
                 shape,
                 error: None,
@@ -114,8 +117,8 @@ proptest! {
             }).unwrap();
         }
         same(&heads, &qkv);
-        same(&stored(&k_cache, head_major), &k);
-        same(&stored(&v_cache, head_major), &v);
+        same(&stored(&k_cache, k_major), &k);
+        same(&stored(&v_cache, v_major), &v);
 
         for masks in [true, false] {
             let len = wrappers.attention_workspace_len(&expected_pass, masks, rows, shape, DEFAULT_SPLIT).unwrap();
@@ -128,8 +131,8 @@ proptest! {
                 cache: PagedKv {
                     k: stream.view(&k),
                     v: stream.view(&v),
-                    k_strides: strides,
-                    v_strides: strides,
+                    k_strides,
+                    v_strides,
                 },
                 out: stream.view_mut(&mut out),
                 lse: Some(stream.view_mut(&mut lse)),
