@@ -29,13 +29,14 @@ class _DLManagedTensor(ctypes.Structure):
 
 
 # What a capsule's consumer still uses, by the address of the capsule's struct.
-_lent: dict[int, tuple] = {}
+_lent: dict[int, tuple[Any, ...]] = {}
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _give_back(managed: int) -> None:
     _lent.pop(managed, None)
 
+
+_deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_give_back)
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -46,7 +47,8 @@ class HostTensor:
 
     device = _CPU
 
-    def __init__(self, address: int, shape: tuple, strides: tuple, code: int, bits: int, owner: Any):
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], code: int, bits: int,
+                 owner: Any):
         self.address, self.shape, self.strides, self.code, self.bits = address, shape, strides, code, bits
         self.owner = owner
 
@@ -57,7 +59,7 @@ class HostTensor:
         sizes = ctypes.c_int64 * len(self.shape)
         shape, strides = sizes(*self.shape), sizes(*self.strides)
         tensor = _DLTensor(self.address, *self.device, len(self.shape), self.code, self.bits, 1, shape, strides, 0)
-        managed = _DLManagedTensor(tensor, None, ctypes.cast(_give_back, ctypes.c_void_p))
+        managed = _DLManagedTensor(tensor, None, ctypes.cast(_deleter, ctypes.c_void_p))
         address = ctypes.addressof(managed)
         _lent[address] = (managed, shape, strides, self.owner)
         return _new_capsule(address, b"dltensor", None)

@@ -73,7 +73,7 @@ def sample_workspace_len(rows: int, vocab: int, *, calibrated: bool = False) -> 
     Raises:
         ValueError: an argument is negative, or the number is too large.
     """
-    return run("sample_workspace_len", rows, vocab, calibrated)
+    return int(run("sample_workspace_len", rows, vocab, calibrated))
 
 
 def accept(sequences: Tensor, tokens: Tensor, target: Tensor, target_stats: Tensor, verdicts: Tensor,
@@ -122,7 +122,7 @@ def accept_workspace_len(batch: int, vocab: int) -> int:
     Raises:
         ValueError: an argument is negative, or the number is too large.
     """
-    return run("accept_workspace_len", batch, vocab)
+    return int(run("accept_workspace_len", batch, vocab))
 
 
 def chain_choose(logits: Tensor, partials: Tensor, ids: Tensor, chosen: Tensor, *, vocab: int, calibrated: bool,

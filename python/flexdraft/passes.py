@@ -118,7 +118,7 @@ def attention_workspace_len(tables: PassTables, rows: int, *, q_heads: int, kv_h
     Raises:
         ValueError: the kernels do not support the heads.
     """
-    return run("attention_workspace_len", tables._object, rows, q_heads, kv_heads, head_dim, split, masks)
+    return int(run("attention_workspace_len", tables._object, rows, q_heads, kv_heads, head_dim, split, masks))
 
 
 def rope_table(tables: PassTables, inv_freq: Tensor, cos_sin: Tensor, *, scale: float = 1.0) -> None:

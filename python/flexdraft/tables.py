@@ -157,7 +157,7 @@ def supports(*, q_heads: int, kv_heads: int, head_dim: int, vocab: int, hidden: 
     Raises:
         ValueError: a quantity is beyond its limit; the text names the first one, and the limit.
     """
-    return run("supports", q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank)
+    return bool(run("supports", q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank))
 
 
 # The element type and the index of each field in a row, in elements of that type.
@@ -169,7 +169,7 @@ _VERDICT = {"accepted": ("int32", 0), "bonus": ("int32", 1), "probability": ("fl
             "cached_length": ("int64", 2), "fault": ("int32", 6)}
 
 
-def _field(table: Any, fields: dict, name: str, kind: str) -> Any:
+def _field(table: Any, fields: dict[str, tuple[str, int]], name: str, kind: str) -> Any:
     if name not in fields:
         raise ValueError(f"{kind} have no field {name!r}, expected {', '.join(fields)}")
     dtype, index = fields[name]

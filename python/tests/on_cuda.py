@@ -38,7 +38,8 @@ class Tensor(HostTensor):
     def host(self):
         """Waits for the stream, and returns the elements."""
         found = np.empty_like(self.array)
-        call("cuMemcpyDtoHAsync_v2", found.ctypes.data_as(ctypes.c_void_p), self.memory, ctypes.c_size_t(found.nbytes), self.stream)
+        to = found.ctypes.data_as(ctypes.c_void_p)
+        call("cuMemcpyDtoHAsync_v2", to, self.memory, ctypes.c_size_t(found.nbytes), self.stream)
         call("cuStreamSynchronize", self.stream)
         return found
 

@@ -267,6 +267,34 @@ def compiled(report):
                    f"residual stream and cache have {words}", same if backend == "aot_eager" else largest < 2**-4)
 
 
+def order(report):
+    """Tables that change within one compiled graph: the operators before and after see their own contents."""
+    verdicts = torch.zeros(1, fd.VERDICT_BYTES, dtype=torch.uint8)
+    verdicts.view(torch.int32)[0, 0], verdicts.view(torch.int64)[0, 2] = 1, 7
+    operands = torch.ones(1), torch.zeros(1, dtype=torch.int32), verdicts
+
+    def angles(tables, inv_freq, sequences, verdicts):
+        before, after = torch.empty(4, 1, 2), torch.empty(4, 1, 2)
+        ops.rope_table(tables, inv_freq, before)
+        ops.follow_verdicts(tables, sequences, verdicts)
+        ops.rope_table(tables, inv_freq, after)
+        return before, after
+
+    def run(function):
+        tables = ops.PassTables(max_batch=1, max_pages=1)
+        tables.upload([fd.SequenceRows([0], start=5, candidates=0, groups=[3], slots=4)], pages=1, page_size=16)
+        return function(tables, *operands)
+
+    eager, same = run(angles), True
+    for backend in ("aot_eager", "inductor"):
+        torch.compiler.reset()
+        compiled_angles = torch.compile(angles, fullgraph=True, backend=backend)
+        for _ in range(2):
+            same &= all(torch.equal(a, b) for a, b in zip(eager, run(compiled_angles)))
+    report("`follow_verdicts` between two `rope_table` in one compiled graph, with the tables of two passes: the angles before "
+           "and after are those without a compiler", same and not torch.equal(*eager))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--commit", default="unknown", help="the commit of the package, for the page")
@@ -279,7 +307,7 @@ def main():
         lines.append(f"- {text}.{'' if holds else ' **This is beyond its bound.**'}")
         failed.extend([] if holds else [text])
 
-    for check in (attention, law_of_sampling, rejection_rule, operators, compiled):
+    for check in (attention, law_of_sampling, rejection_rule, operators, compiled, order):
         check(report)
     if options.output:
         options.output.write_text(
