@@ -212,7 +212,9 @@ def operators(report):
     """torch.library.opcheck: schemas, fake implementations and dispatch of every operator, on recorded arguments."""
     with Recorder() as recorder:
         kept = every_operator()
+        given, sys.argv = sys.argv, ["step.py"]
         example = runpy.run_path(str(HERE.parent / "examples" / "step.py"))
+        sys.argv = given
     for operator, (args, kwargs) in recorder.calls.items():
         torch.library.opcheck(operator, tuple(args), kwargs)
     del kept, example
