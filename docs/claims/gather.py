@@ -47,6 +47,8 @@ def main() -> None:
     for path in sorted(folder.glob("*.json")):
         name, seed = re.fullmatch(r"(.*)-(\d+)", path.stem).groups()
         found["generated"].setdefault(name, {})[seed] = generated(path)
+    if (path := folder / "chained" / "headroom.json").exists():
+        found["headroom"] = json.loads(path.read_text())
     found = {kind: dict(sorted(runs.items())) for kind, runs in found.items()}
     results.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -36,6 +36,13 @@ CHOICES = {
     "steps-of-32": "480 steps of 32 anchors",
     "steps-of-128": "120 steps of 128 anchors",
 }
+# Runs and their titles that train a chain for the bundled drafter.
+CHAINS = {
+    "chain-pair": "chain of kind pair",
+    "chain-hidden": "chain of kind hidden",
+    "chain-pair-bonus-only": "pair, told the bonus token",
+    "chain-hidden-bonus-only": "hidden, told the bonus token",
+}
 RULES = ["rejection", "block", "match", "independent-match"]
 
 
@@ -80,6 +87,10 @@ def main() -> None:
 
     tuned_runs(tuned, TUNED, path.parent / "tuned.svg", 3.6)
     tuned_runs(tuned, CHOICES, path.parent / "choices.svg", 2.4)
+    tuned_runs(tuned, CHAINS, path.parent / "chains.svg", 2.2)
+    if "headroom" in results:
+        headroom = results["headroom"]
+        print(f"without the chain {headroom['tau']:.3f}, the oracle {headroom['oracle_tau']:.3f}")
 
     thresholds = sorted((float(name.split("-", 1)[1]), name) for name in generated if name.startswith("threshold-"))
     figure, axes = pyplot.subplots(figsize=(7, 3.6))

@@ -58,6 +58,37 @@ runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     touch "$out/$name/done"
 ' run
 
+# Prints one line per run that trains a chain for the bundled drafter, with the options that differ from chain.json.
+chains() {
+    for seed in ${SEEDS:-0 1 2}; do
+        for kind in pair hidden; do
+            echo "chain-$kind-$seed --seed $seed --kind $kind"
+            echo "chain-$kind-bonus-only-$seed --seed $seed --kind $kind --bonus-only true"
+        done
+    done
+}
+# The chains learn from 256 of the continuations of training text, and are measured on the bundled pair's unseen prompts.
+if [ -n "$(chains | chosen)" ]; then
+    "$TUNE" data --target "$target" --prompts demo/tiny/unseen.jsonl --raw --held-out 1 --max-response 128 --out "$out/prompts"
+    mkdir -p "$out/chained"
+    head -n 256 "$out/on-policy/train.jsonl" >"$out/chained/train.jsonl"
+    cp "$out/prompts/heldout.jsonl" "$out/chained/heldout.jsonl"
+    [ -e "$out/chained/headroom.json" ] || {
+        "$TUNE" headroom --target "$target" --draft demo/tiny/drafter --transcripts "$out/chained/heldout.jsonl" --limit 40 \
+            --counted "$out/chained/train.jsonl" --json >"$out/chained/headroom.json.new"
+        mv "$out/chained/headroom.json.new" "$out/chained/headroom.json"
+    }
+fi
+chains | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
+    name=$1
+    shift
+    [ -e "$out/$name/done" ] && exit 0
+    "$TUNE" chain --target "$target" --draft demo/tiny/drafter --data "$out/chained" --out "$out/$name" \
+        --config docs/claims/chain.json "$@" 2>"$out/$name.log" || exit 255
+    rm -f "$out/$name/checkpoint.safetensors"
+    touch "$out/$name/done"
+' run
+
 # Prints one line per evaluation, which decodes prompts with a drafter.
 evaluations() {
     for seed in ${SEEDS:-0 1 2}; do
