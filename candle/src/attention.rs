@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention as Launch};
 use flexdraft::kernels::rope::{NormRopeAppend as Append, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, ScoreChanges};
 use flexdraft::layout::{AttentionShape, RowKind};
 
 use crate::error::refused;
@@ -164,7 +164,7 @@ impl Kernels {
                 &Append {
                     pass: args.pass.on(loaded)?,
                     kind: args.kind,
-                    qkv: memory.view_mut(qkv),
+                    qkv: memory.view_mut(qkv).into(),
                     cos_sin: memory.view(cos_sin),
                     norms: norms.map(|(q, k)| (memory.view(q), memory.view(k))),
                     eps: args.eps,
@@ -205,13 +205,14 @@ impl Kernels {
                 &Launch {
                     pass: args.pass.on(loaded)?,
                     masks: args.masks,
-                    qkv: memory.view(qkv),
+                    qkv: memory.view(qkv).into(),
                     cache: cache.view(memory),
                     out: memory.view_mut(out),
                     lse: Some(memory.view_mut(lse)),
                     workspace: memory.view_mut(workspace),
                     shape,
                     split,
+                    scores: ScoreChanges::default(),
                     error: Some(memory.view_mut(error)),
                 },
             )

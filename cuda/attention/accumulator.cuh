@@ -150,6 +150,15 @@ struct Accumulator {
         }
         if (!exists) return;
         const int64_t head_row = cta.head_row_of(m);
+        if (p.sinks != nullptr) {
+            const float sink = p.sinks[head_row - int64_t(cta.shared.row_index[m]) * p.q_heads];
+            const float factor = add_sink(stats.x, stats.y, sink * log2_e);
+#pragma unroll
+            for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+                pairs[n].x *= factor;
+                pairs[n].y *= factor;
+            }
+        }
         uint16_t* const to = p.out + head_row * Shape::head_dim + cta.lane % 4 * 2;
 #pragma unroll
         for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {

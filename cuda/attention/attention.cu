@@ -46,7 +46,6 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
         .shared = *reinterpret_cast<Shared*>(memory),
         .shared_q = base,
         .shared_kv = base + uint32_t(sizeof(Shared::q)),
-        .page_shift = 31 - __clz(p.cache.page_size),
         .lane = int32_t(threadIdx.x % 32),
         .warp = int32_t(threadIdx.x / 32),
     };
@@ -78,12 +77,12 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 // Registers per thread, at most 255; two CTAs share a multiprocessor:
 //
 //   kernel                           sm_80   sm_90a
-//   joint_attention_d64_r64_s2         178      182
-//   joint_attention_d64_r64_s3         181      185
-//   joint_attention_d64_r128_s2        223      224
-//   joint_attention_d64_r128_s3        224      226
-//   joint_attention_d128_r64_s2        240      244
-//   joint_attention_d128_r64_s3        243      246
+//   joint_attention_d64_r64_s2         188      182
+//   joint_attention_d64_r64_s3         194      187
+//   joint_attention_d64_r128_s2        225      231
+//   joint_attention_d64_r128_s3        227      233
+//   joint_attention_d128_r64_s2        242      245
+//   joint_attention_d128_r64_s3        244      245
 //   joint_attention_d128_r128_s2       255      255
 #define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                               \
     FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,    \
@@ -101,7 +100,7 @@ FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 //   attention_merge_d64_l5              72       72
 //   attention_merge_d64_l12            128      128
 //   attention_merge_d128_l5             96       96
-//   attention_merge_d128_l12           178      176
+//   attention_merge_d128_l12           184      184
 #define FLEXDRAFT_MERGE(head_dim, levels)                                                                           \
     FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 32 * FLEXDRAFT_MERGE_WARPS, \
                      1) {                                                                                           \

@@ -3,6 +3,7 @@
 
 #include "params.h"
 #include "shared_plan.cuh"
+#include "work_items.cuh"
 
 template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
 struct JointShape {
@@ -19,8 +20,8 @@ struct JointShape {
     static constexpr bool waits_in_memory = Parts > 1;
     static constexpr int32_t tile_bytes = tile_keys * HeadDim * 2;
     static constexpr int32_t row_chunks = HeadDim / 8; // chunks of 16 bytes in a row
-    // The keys of a tile that one warp copies, which are all in one page, and the keys that a warp copies with one
-    // instruction.
+    // The keys of a tile that one warp copies, which are all in one page unless pages are smaller, and the keys that a warp
+    // copies with one instruction.
     static constexpr int32_t warp_keys = tile_keys / Warps;
     static constexpr int32_t keys_at_once = 32 / row_chunks;
     static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
@@ -29,9 +30,9 @@ struct JointShape {
 
 // A range of keys that attention goes through: cached positions, or the slots of one mask group.
 struct KeyRange {
-    int32_t first, end;
-    int32_t group_row; // the row of the group's slot 0 in the operands; -1: cached positions
-    int32_t group;     // the rank of the group among the groups of the sequence
+    int32_t first, end; // `first` is the first key of a tile, at or before the first key that a row of the block sees
+    int32_t group_row;  // the group's slot 0, counted in mask rows; -1: cached positions
+    int32_t group;      // the rank of the group among the groups of the sequence
 };
 
 template <typename Shape>
@@ -39,7 +40,6 @@ struct JointCta {
     const FlexdraftAttentionParams& p;
     typename Shape::Shared& shared;
     uint32_t shared_q, shared_kv; // shared addresses of `q` and `kv`
-    int32_t page_shift;           // log2 of the page size
     int32_t lane, warp;
 
     // Returns `value`, in a form about which the compiler knows nothing, so that it does not keep derived values in
@@ -51,6 +51,14 @@ struct JointCta {
 #endif
         return value;
     }
+
+    // Returns the place of a cached position's page in the page table of its sequence.
+    FLEXDRAFT_METHOD int32_t page_place(int32_t position) const {
+        return int32_t(uint64_t(uint32_t(position)) * p.page_magic >> p.page_shift);
+    }
+
+    // Returns whether the keys that a warp copies have pages of their own.
+    FLEXDRAFT_METHOD bool has_small_pages() const { return p.cache.page_size < Shape::warp_keys; }
 
     // Returns the row of the block that this thread has as its row `r` (0 or 1) of a part: lane / 4 or lane / 4 + 8 of
     // the part's 16 rows.
@@ -67,9 +75,22 @@ struct JointCta {
                shared.row_place[m] % 256;
     }
 
+    // Returns the first key of a range of keys that a row of the block sees, from shared memory.
+    FLEXDRAFT_METHOD int32_t begin_of(const KeyRange& keys) const {
+        return keys.group_row < 0 ? compiler_barrier(shared.item.begin_key) : 0;
+    }
+
     // Returns the last key of a range of keys that the row sees; -1 if the row sees none of them.
     FLEXDRAFT_METHOD int32_t last_of(const KeyRange& keys, int32_t part, int32_t r) const {
         const int32_t m = row_of(part, r);
         return keys.group_row < 0 ? shared.row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;
+    }
+
+    // Returns the first cached position that the row sees, if the row has a part in the item; otherwise 0.
+    FLEXDRAFT_METHOD int32_t begin_of_row(int32_t part, int32_t r) const {
+        const int32_t m = row_of(part, r), index = shared.row_index[m], group = group_of(m);
+        if (index < 0) return 0;
+        const int32_t slot = index - p.candidates - shared.item.first_mask - group * shared.item.slots;
+        return window_begin(p, shared.row_limit[m] + (group < 0 ? 0 : 1 + slot));
     }
 };

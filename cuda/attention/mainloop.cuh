@@ -39,8 +39,9 @@ FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& a
     }
     OnlineSoftmax<Shape> split;
     split.reset();
+    // Splits end at absolute positions, wherever the range begins.
     const int32_t tiles_per_split = cta.p.split / tile_keys;
-    int32_t left = tiles_per_split;
+    int32_t left = tiles_per_split - keys.first / tile_keys % tiles_per_split;
 #pragma unroll 1
     for (int32_t t = 0; t < tiles; ++t) {
         cp_async_wait<Shape::stages - 2>();
@@ -67,18 +68,19 @@ FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& a
     __syncthreads(); // "drain"
 }
 
-// Writes a description of each packed row of the block to shared memory. A row has a part in the item if it sees the
-// item's first cached key, or if it belongs to the group whose slots are the item's keys.
+// Writes a description of each packed row of the block to shared memory. A row has a part in the item if it sees some of
+// the `item_keys` cached keys from `first_key` on, or if it belongs to the group whose slots are the item's keys.
 template <typename Shape>
 FLEXDRAFT_INLINE void describe_rows(const JointCta<Shape>& cta, const SequenceRows& sequence, const ItemPlace& place,
-                                    int32_t first_key) {
+                                    int32_t first_key, int32_t item_keys) {
     const int32_t ratio = cta.p.head_ratio;
     for (int32_t m = int32_t(threadIdx.x); m < Shape::rows; m += Shape::threads) {
         const int32_t packed = place.block * Shape::rows + m;
         const SequenceRow row = row_of_sequence(sequence, packed / ratio);
-        const bool has_part = place.state < 0 ? row.group == place.group : row.limit >= first_key;
+        const bool sees_keys = row.limit >= first_key && window_begin(cta.p, row.position) - first_key < item_keys;
+        const bool has_part = place.state < 0 ? row.group == place.group : sees_keys;
         cta.shared.row_index[m] = has_part ? row.index : -1;
-        cta.shared.row_limit[m] = row.limit;
+        cta.shared.row_limit[m] = has_part ? row.limit : -1;
         cta.shared.row_place[m] = uint16_t((row.group + 1) * 256 + packed % ratio);
     }
 }
@@ -94,22 +96,27 @@ FLEXDRAFT_INLINE void work_item(const JointCta<Shape>& cta, const SequenceRows& 
     const int32_t first_key = max(place.state, 0) * item_keys;
     const int32_t seen = largest_limit(sequence, first_row, last_row) + 1;
     const int32_t end_key = seen - first_key < item_keys ? seen : first_key + item_keys;
-    // If the limits of all rows of the block lie before the item's first key, the item has no keys.
-    if (end_key <= first_key) return;
-    describe_rows(cta, sequence, place, first_key);
+    int32_t begin_key = first_key;
+    if (p.window != FLEXDRAFT_NO_WINDOW && place.state >= 0 && !items.left_out) {
+        begin_key = max(begin_key, window_begin(p, smallest_position(sequence, first_row, last_row)));
+    }
+    // If the limits of all rows of the block lie before the item's first key, or their windows begin behind its last key,
+    // the item has no keys.
+    if (end_key <= begin_key) return;
+    describe_rows(cta, sequence, place, first_key, items.left_out ? INT32_MAX : item_keys);
     if (threadIdx.x == 0) {
         WorkItem item = {
             .sequence = place.sequence,
             .kv_head = place.kv_head,
-            .state_place = place.state < 0 ? p.places - 1 : place.state,
+            .state_place = place.state < 0 ? p.places - 1 : place.state - items.first_state,
             .whole = items.whole,
-            .first_key = first_key,
+            .begin_key = begin_key,
             .end_key = end_key,
             .begin_group = 0,
             .first_group = 0,
             .end_group = 0,
             .slots = sequence.slots,
-            .first_mask = sequence.first_mask,
+            .first_mask = sequence.first_mask - p.candidates,
         };
         // The mask groups of the work item: the group whose slots are the item's keys, or the groups of the block's
         // rows.
@@ -130,7 +137,8 @@ FLEXDRAFT_INLINE void work_item(const JointCta<Shape>& cta, const SequenceRows& 
     accumulator.reset();
 #pragma unroll 1
     for (int32_t group = work.begin_group; group < work.end_group; ++group) {
-        KeyRange keys = {.first = work.first_key, .end = work.end_key, .group_row = -1, .group = -1};
+        const int32_t first = work.begin_key / tile_keys * tile_keys;
+        KeyRange keys = {.first = first, .end = work.end_key, .group_row = -1, .group = -1};
         if (group >= work.first_group) {
             const int32_t group_row = work.first_mask + group * work.slots;
             keys = {.first = 0, .end = work.slots, .group_row = group_row, .group = group};

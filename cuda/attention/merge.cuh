@@ -25,7 +25,12 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     const PassRow row = pass_row(p.pass, row_index);
     // If a sequence has a single state, joint_attention has already written its results; if the sequence was left out,
     // its results are zeros.
-    const int32_t sequence_states = row.sequence < 0 ? 0 : states_of(p, sequence_rows(p.pass, row.sequence));
+    int32_t sequence_states = 0, first_state = 0;
+    if (row.sequence >= 0) {
+        const SequenceRows sequence = sequence_rows(p.pass, row.sequence);
+        first_state = first_state_of(p, sequence);
+        sequence_states = states_of(p, sequence, first_state);
+    }
     if (sequence_states == 1 || sequence_states > p.max_states) return;
     const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * p.places;
     const float* const partial = p.partial_out + head_row * p.places * HeadDim + 2 * lane;
@@ -52,15 +57,20 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     State<elements> tree[Levels];
 #pragma unroll
     for (int32_t l = 0; l < Levels; ++l) tree[l] = empty;
-    int32_t groups = 0;
-    const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
+    const int32_t state_keys = p.split * p.item_splits;
+    const int32_t begin = window_begin(p, row.position) / state_keys;
+    const int32_t states = row.sequence < 0 ? 0 : row.limit / state_keys + 1;
+    // The states before the row's window are empty, and so are groups of them.
+    int32_t groups = begin / at_once;
 #pragma unroll 1
-    for (int32_t s = 0; s < states; s += at_once) {
+    for (int32_t s = groups * at_once; s < states; s += at_once) {
         // Four states are loaded before the first of them is used: loads that wait for one another would take longer
         // than everything else.
         State<elements> some[at_once];
 #pragma unroll
-        for (int32_t i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
+        for (int32_t i = 0; i < at_once; ++i) {
+            some[i] = s + i >= begin && s + i < states ? load(s + i - first_state) : empty;
+        }
         if (p.item_splits != 1) merge(some[2], some[3]);
 #pragma unroll
         for (int32_t i = 1; i < at_once; ++i) {
@@ -93,6 +103,11 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         total = tree[l];
     }
     if (row.mask) merge(total, slots);
+    if (p.sinks != nullptr) {
+        const float factor = add_sink(total.maximum, total.sum, p.sinks[head] * log2_e);
+#pragma unroll
+        for (int32_t i = 0; i < elements; ++i) total.out[i] *= factor;
+    }
 
     uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
 #pragma unroll

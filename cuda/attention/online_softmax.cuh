@@ -1,11 +1,15 @@
 // The online softmax of joint_attention: the state of one split, tile by tile, in the registers of a warp.
 //
 // Milakov and Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867); Dao et al., "FlashAttention"
-// (arXiv 2205.14135). Scores are in bits, as in state.cuh.
+// (arXiv 2205.14135). Scores are in bits, as in state.cuh. A cap on the scores is the soft cap of Gemma 2 (arXiv
+// 2408.00118).
 #pragma once
 
 #include "joint_cta.cuh"
 #include "state.cuh"
+
+// Returns tanh(x · ln(2) / 2), which is (2^x - 1) / (2^x + 1), with an absolute error below 2^-20.
+FLEXDRAFT_INLINE float tanh_of_bits(float x) { return 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(x)); }
 
 // The online softmax of a warp's rows: a thread has two rows of each part of its warp (JointCta::row_of), and the
 // quarter of each row's elements that mma_m16n8k16 gives it. Until gather_sums, `sum` covers the thread's quarter of
@@ -40,6 +44,18 @@ struct OnlineSoftmax {
         const int32_t lane = cta.compiler_barrier(cta.lane);
         float scores[Shape::parts][8][4];
         multiply_qk<Shape::head_dim, Shape::parts>(scores, q, k, lane);
+        if (cta.p.cap_scale != 0.0f) {
+#pragma unroll
+            for (int32_t part = 0; part < Shape::parts; ++part) {
+#pragma unroll
+                for (int32_t n = 0; n < 8; ++n) {
+#pragma unroll
+                    for (int32_t i = 0; i < 4; ++i) {
+                        scores[part][n][i] = tanh_of_bits(scores[part][n][i] * cta.p.cap_scale);
+                    }
+                }
+            }
+        }
         if (cut) {
 #pragma unroll
             for (int32_t part = 0; part < Shape::parts; ++part) {
@@ -50,6 +66,20 @@ struct OnlineSoftmax {
                     for (int32_t i = 0; i < 4; ++i) {
                         const int32_t key = first + 8 * n + lane % 4 * 2 + i % 2;
                         if (key > last[i / 2]) scores[part][n][i] = -INFINITY;
+                    }
+                }
+            }
+        }
+        if (cta.p.window != FLEXDRAFT_NO_WINDOW && keys.group_row < 0) {
+#pragma unroll
+            for (int32_t part = 0; part < Shape::parts; ++part) {
+                const int32_t begin[2] = {cta.begin_of_row(part, 0), cta.begin_of_row(part, 1)};
+#pragma unroll
+                for (int32_t n = 0; n < 8; ++n) {
+#pragma unroll
+                    for (int32_t i = 0; i < 4; ++i) {
+                        const int32_t key = first + 8 * n + lane % 4 * 2 + i % 2;
+                        if (key < begin[i / 2]) scores[part][n][i] = -INFINITY;
                     }
                 }
             }

@@ -24,11 +24,11 @@ struct WorkItem {
     int32_t sequence, kv_head;
     int32_t state_place;        // the place of the item's state among the places that a row has in the workspace
     int32_t whole;              // 1: the item leaves results; 0: it leaves a state per row
-    int32_t first_key, end_key; // the item's range of cached keys
+    int32_t begin_key, end_key; // the item's range of cached keys
     // The mask groups from `begin_group` to `end_group` are added one after the other; group first_group - 1 stands for
     // the cached keys.
     int32_t begin_group, first_group, end_group;
-    int32_t slots, first_mask; // of the sequence, as in SequenceRows
+    int32_t slots, first_mask; // of the sequence: slots per group, and its first row among the mask rows of the pass
 };
 static_assert(sizeof(WorkItem) == FLEXDRAFT_ITEM_BYTES, "what the launch asks for");
 
@@ -38,7 +38,7 @@ struct SharedPlan {
     uint16_t kv[Stages][2][tile_keys][HeadDim]; // swizzled K and V; tile t is in stage t % Stages
     // The packed rows of the CTA's block.
     int32_t row_index[Rows];  // in the operands; -1: the row has no part in the item
-    int32_t row_limit[Rows];  // the last cached position that the row sees
+    int32_t row_limit[Rows];  // the last cached position that the row sees; -1: the row has no part in the item
     uint16_t row_place[Rows]; // 256 * (rank of the row's group + 1) + index of the row's head in its KV head's heads
     WorkItem item;
     // The integers of the plan of work items follow in shared memory.

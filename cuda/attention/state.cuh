@@ -7,6 +7,8 @@
 #include "../common/bf16.cuh"
 #include "../ptx/math.cuh"
 
+constexpr float log2_e = 1.44269504088896340736f;
+
 // Returns the factor by which a softmax state is multiplied when its maximum grows from `from` to `to`.
 FLEXDRAFT_INLINE float rescale(float from, float to) { return to == -INFINITY ? 1.0f : exp2_approx(from - to); }
 
@@ -39,6 +41,12 @@ FLEXDRAFT_INLINE void merge(State<Elements>& a, const State<Elements>& b) {
     const Factors factors = merge_sums(a.maximum, a.sum, b.maximum, b.sum);
 #pragma unroll
     for (int32_t i = 0; i < Elements; ++i) a.out[i] = factors.merged(a.out[i], b.out[i]);
+}
+
+// Adds a sink to a complete softmax state: a key with the given score (in bits) and without a value. Returns the factor for
+// the elements. A row that saw no key keeps the empty state.
+FLEXDRAFT_INLINE float add_sink(float& maximum, float& sum, float score) {
+    return sum != 0.0f ? merge_sums(maximum, sum, score, 1.0f).of_a : 1.0f;
 }
 
 // Returns two elements of an attention output, divided by the sum of the weights; 0 if the row saw no key. The addition

@@ -26,6 +26,7 @@ struct ItemPlace {
 // The numbers of a sequence's work items, per KV head.
 struct SequenceItems {
     int32_t blocks;       // blocks of packed rows
+    int32_t first_state;  // the first state that a row sees; states before it are outside the window of every row
     int32_t full_states;  // states with the number of keys that an item takes
     int32_t other_states; // 1 if the last state has fewer keys, otherwise 0
     int32_t groups;       // groups whose slots are items of their own
@@ -34,21 +35,36 @@ struct SequenceItems {
     bool left_out;        // the sequence has more states than the workspace has places: its items write zeros
 };
 
-// Returns the number of softmax states that attention over the cached keys of a sequence leaves per row and head.
-FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
+// Returns the first cached position that a row at `position` sees.
+FLEXDRAFT_INLINE int32_t window_begin(const FlexdraftAttentionParams& p, int32_t position) {
+    return max(0, position - p.window + 1);
+}
+
+// Returns the first softmax state of the cached keys that a row of the sequence sees.
+FLEXDRAFT_INLINE int32_t first_state_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
+    if (p.window == FLEXDRAFT_NO_WINDOW || sequence.rows == 0) return 0;
+    return window_begin(p, smallest_position(sequence, 0, sequence.rows - 1)) / (p.split * p.item_splits);
+}
+
+// Returns the number of softmax states that attention over the cached keys of a sequence leaves per row and head, from
+// its first state on.
+FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence,
+                                   int32_t first_state) {
     const int32_t keys = p.split * p.item_splits;
-    return sequence.length / keys + (sequence.length % keys != 0 ? 1 : 0);
+    return sequence.length / keys + (sequence.length % keys != 0 ? 1 : 0) - first_state;
 }
 
 template <int32_t BlockRows>
 FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
-    const int32_t keys = p.split * p.item_splits, states = states_of(p, sequence);
     SequenceItems items;
+    items.first_state = first_state_of(p, sequence);
+    const int32_t keys = p.split * p.item_splits, states = states_of(p, sequence, items.first_state);
     items.blocks = (sequence.rows * p.head_ratio + BlockRows - 1) / BlockRows;
-    items.full_states = sequence.length / keys;
+    items.full_states = sequence.length / keys - items.first_state;
     items.other_states = states - items.full_states;
     items.left_out = states > p.max_states;
     if (items.left_out) {
+        items.first_state = 0;
         items.full_states = 0;
         items.other_states = 1;
     }
@@ -137,7 +153,7 @@ FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const S
     if (full || index < others) {
         place.block = index % items.blocks;
         place.kv_head = index / items.blocks % p.kv_heads;
-        place.state = full ? index / items.blocks / p.kv_heads : items.full_states;
+        place.state = items.first_state + (full ? index / items.blocks / p.kv_heads : items.full_states);
         place.group = -1;
     } else {
         index -= others;

@@ -33,7 +33,7 @@ struct FlexdraftPagedKv {
     int64_t v_page_stride, v_token_stride, v_head_stride;
     int64_t page_table_stride;
     int32_t pages;     /* number of pages; page ids are below it */
-    int32_t page_size; /* tokens per page: 16, 32, 64 or 128 */
+    int32_t page_size; /* tokens per page: 1 to 15, or a multiple of 16 */
 };
 
 /* The bits of the device error word (`error` of a parameter struct): an id or an index in device memory that a kernel

@@ -95,24 +95,35 @@ FLEXDRAFT_INLINE SequenceRows sequence_rows(const FlexdraftPass& pass, int32_t i
     return sequence;
 }
 
-// One row of a sequence: its index in the operands, what it sees, and its mask group.
+// One row of a sequence: its index in the operands, its position, what it sees, and its mask group.
 struct SequenceRow {
     int32_t index; // in the operands; -1: the sequence does not have the row
+    int32_t position;
     int32_t limit;
     int32_t group; // the rank of the row's group among the groups of the sequence; -1: a candidate
 };
 
 FLEXDRAFT_INLINE SequenceRow row_of_sequence(const SequenceRows& sequence, int32_t row) {
-    SequenceRow result = {.index = -1, .limit = -1, .group = -1};
+    SequenceRow result = {.index = -1, .position = -1, .limit = -1, .group = -1};
     if (row < sequence.candidates) {
         result.index = sequence.first_candidate + row;
-        result.limit = candidate_limit(sequence.start, row);
+        result.position = result.limit = candidate_limit(sequence.start, row);
     } else if (row < sequence.rows) {
         result.group = (row - sequence.candidates) / sequence.slots;
         result.index = sequence.first_mask + row - sequence.candidates;
         result.limit = group_limit(sequence.start, sequence.first_group + nth_bit(sequence.groups, result.group));
+        result.position = result.limit + 1 + (row - sequence.candidates) % sequence.slots;
     }
     return result;
+}
+
+// Returns the smallest position of the rows `first` to `last` of a sequence. The sequence has both rows. Positions ascend
+// among candidates, among the slots of a group, and from slot 0 of a group to slot 0 of the next.
+FLEXDRAFT_INLINE int32_t smallest_position(const SequenceRows& sequence, int32_t first, int32_t last) {
+    const int32_t of_first = row_of_sequence(sequence, first).position;
+    const int32_t mask = first - sequence.candidates;
+    const int32_t next = sequence.candidates + (mask < 0 ? 0 : (mask / sequence.slots + 1) * sequence.slots);
+    return next > last ? of_first : min(of_first, row_of_sequence(sequence, next).position);
 }
 
 // Returns the last cached position that any of the rows `first` to `last` of a sequence sees. The sequence has both

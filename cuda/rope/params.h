@@ -13,16 +13,19 @@ struct FlexdraftRopeTableParams {
 };
 
 /* Applies norms (if there are weights) and rotation to the q and k heads of rows first_row..end_row. q, and the k of
- * mask rows, change in place; the k and v of candidate rows go to the cache. */
+ * mask rows, change in place; the k and v of candidate rows go to the cache. Row 0 of `q`, `k` and `v` is row first_row
+ * of the pass. A projection that has q, k and v side by side in one row is all three, with one stride. */
 struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
-    uint16_t* qkv;        /* the q heads, k heads and v heads of every row, [rows, qkv_stride] */
-    const float* cos_sin; /* the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2] */
-    const float* q_norm;  /* the weight of the norm of q heads, [head_dim]; null: no norms */
-    const float* k_norm;  /* the weight of the norm of k heads, [head_dim]; null if q_norm is */
-    uint32_t* error;      /* the device error word, for FLEXDRAFT_ERROR_PAGE; may be null */
-    int64_t qkv_stride;
+    uint16_t* q;                          /* the q heads, q_heads of head_dim bf16, [rows, q_stride] */
+    uint16_t* k;                          /* the k heads, kv_heads of head_dim bf16, [rows, k_stride] */
+    const uint16_t* v;                    /* the v heads, kv_heads of head_dim bf16, [rows, v_stride] */
+    const float* cos_sin;                 /* the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2] */
+    const float* q_norm;                  /* the weight of the norm of q heads, [head_dim]; null: no norms */
+    const float* k_norm;                  /* the weight of the norm of k heads, [head_dim]; null if q_norm is */
+    uint32_t* error;                      /* the device error word, for FLEXDRAFT_ERROR_PAGE; may be null */
+    int64_t q_stride, k_stride, v_stride; /* distances between rows, in elements */
     float eps;
     int32_t q_heads;
     int32_t kv_heads;
@@ -33,5 +36,5 @@ struct FlexdraftNormRopeAppendParams {
 
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftRopeTableParams) == 88, "mirrored in Rust");
-static_assert(sizeof(FlexdraftNormRopeAppendParams) == 224, "mirrored in Rust");
+static_assert(sizeof(FlexdraftNormRopeAppendParams) == 256, "mirrored in Rust");
 #endif

@@ -5,8 +5,8 @@
 //
 //   kernel                    sm_80   sm_90a
 //   rope_table                   30       31
-//   norm_rope_append_d64         25       24
-//   norm_rope_append_d128        30       28
+//   norm_rope_append_d64         27       24
+//   norm_rope_append_d128        31       32
 #include "../common/rows.cuh"
 #include "../common/trigonometry.cuh"
 #include "../common/vectors.cuh"
@@ -110,9 +110,12 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     const PassRow place = pass_row(p.pass, row);
     if (place.sequence < 0) return;
     if (is_v && place.mask) return;
-    uint16_t* const in_place = p.qkv + row * p.qkv_stride + int64_t(head) * head_dim;
+    const int64_t operand_row = int64_t(blockIdx.x);
+    const int32_t kv_head = is_q ? 0 : head - p.q_heads - (is_v ? p.kv_heads : 0);
+    uint16_t* const in_place =
+        is_q ? p.q + operand_row * p.q_stride + head * head_dim : p.k + operand_row * p.k_stride + kv_head * head_dim;
     Head<Pairs> values;
-    values.load(in_place, lane);
+    values.load(is_v ? p.v + operand_row * p.v_stride + kv_head * head_dim : in_place, lane);
     if (!is_v) {
         if (weight != nullptr) values.norm(factors, p.eps);
         values.turn(p.cos_sin + int64_t(row) * head_dim, lane);
@@ -131,7 +134,6 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
         return;
     }
     const int64_t token = place.position % cache.page_size;
-    const int64_t kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
     uint16_t* const to = is_v ? static_cast<uint16_t*>(cache.v) + page * cache.v_page_stride +
                                     token * cache.v_token_stride + kv_head * cache.v_head_stride
                               : static_cast<uint16_t*>(cache.k) + page * cache.k_page_stride +

@@ -325,6 +325,16 @@ typedef struct FlexdraftCache {
     uint64_t v_head_stride;
 } FlexdraftCache;
 
+// Rows of heads in a tensor of their own. The heads of a row are adjacent; rows may be parts of longer rows.
+typedef struct FlexdraftHeadRows {
+    // bf16, from the first element of row 0 to at least the last element of the last row, aligned to 16 bytes.
+    struct FlexdraftBuffer rows;
+    // Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
+    uint64_t stride;
+} FlexdraftHeadRows;
+// No rows.
+#define FlexdraftHeadRows_ABSENT (FlexdraftHeadRows){ .rows = FlexdraftBuffer_ABSENT, .stride = 0 }
+
 // The operands of `flexdraft_joint_attention`.
 typedef struct FlexdraftJointAttention {
     // Size of this struct in bytes.
@@ -335,7 +345,7 @@ typedef struct FlexdraftJointAttention {
     struct FlexdraftHeads heads;
     // q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
     // head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
-    // in the cache. Rows after the rows of the pass are padding.
+    // in the cache. Rows after the rows of the pass are padding. Absent if `q` is present.
     struct FlexdraftBuffer qkv;
     // The KV cache of the layer.
     struct FlexdraftCache cache;
@@ -354,6 +364,25 @@ typedef struct FlexdraftJointAttention {
     uint32_t with_masks;
     // Unused; 0.
     uint32_t reserved;
+    // q heads of the candidate rows in a tensor of their own, `[candidates, q_heads * head_dim]`, in place of `qkv`;
+    // absent if the pass has no candidates.
+    struct FlexdraftHeadRows q;
+    // q heads of the mask rows, `[mask rows, q_heads * head_dim]`, in place of `qkv`; absent if no mask rows take part.
+    struct FlexdraftHeadRows mask_q;
+    // k heads of the mask rows, `[mask rows, kv_heads * head_dim]`, with `mask_q`.
+    struct FlexdraftHeadRows mask_k;
+    // v heads of the mask rows, `[mask rows, kv_heads * head_dim]`, with `mask_q`.
+    struct FlexdraftHeadRows mask_v;
+    // Optional. A score for each query head, f32 `[q_heads]`, that joins the softmax of every row without a key or a
+    // value (attention sinks, as in gpt-oss). It counts in `lse`.
+    struct FlexdraftBuffer sinks;
+    // The number of positions that a row sees up to its own (sliding window), at least 65; 0 for no window. A row at
+    // position p sees the cached positions above p - window, and a mask row all slots of its group.
+    uint64_t window;
+    // The cap c of a soft cap, 1 to 1000: a score s becomes c * tanh(s / c); 0 for no cap.
+    float soft_cap;
+    // Unused; 0.
+    uint32_t unused;
 } FlexdraftJointAttention;
 
 // The operands of `flexdraft_chain_choose`.
@@ -473,7 +502,7 @@ typedef struct FlexdraftPassRows {
     uint64_t sequence_stride;
     // Number of pages of the KV cache; page ids are smaller.
     uint64_t pages;
-    // Tokens per page: 16, 32, 64 or 128.
+    // Tokens per page: 1 to 15, or a multiple of 16 up to 65536. With 1, page ids are slots of tokens.
     uint64_t page_size;
 } FlexdraftPassRows;
 
@@ -518,7 +547,7 @@ typedef struct FlexdraftNormRopeAppend {
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
     // q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
-    // k of mask rows, change in place.
+    // k of mask rows, change in place. Absent if `q`, `k` and `v` are present.
     struct FlexdraftBuffer qkv;
     // Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     struct FlexdraftBuffer cos_sin;
@@ -534,6 +563,13 @@ typedef struct FlexdraftNormRopeAppend {
     float eps;
     // FLEXDRAFT_CANDIDATES or FLEXDRAFT_MASKS: the rows that the launch processes.
     uint32_t kind;
+    // q heads in a tensor of their own, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
+    // the rows of this kind alone: row 0 is the first candidate row or the first mask row.
+    struct FlexdraftHeadRows q;
+    // k heads, `[rows, kv_heads * head_dim]`, with `q`.
+    struct FlexdraftHeadRows k;
+    // v heads, `[rows, kv_heads * head_dim]`, with `q`.
+    struct FlexdraftHeadRows v;
 } FlexdraftNormRopeAppend;
 
 // The operands of `flexdraft_embed`. Rows are aligned to 16 bytes.

@@ -3,10 +3,12 @@
 use std::ffi::c_void;
 
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
-use flexdraft::kernels::{KvStrides, PagedKv};
-use flexdraft::runtime::Runtime;
+use flexdraft::kernels::{
+    HeadRows, HeadRowsMut, KvStrides, MaskProjections, PagedKv, Projections, ScoreChanges,
+};
+use flexdraft::runtime::{Runtime, View};
 
-use crate::buffer::FlexdraftBuffer;
+use crate::buffer::{FlexdraftBuffer, Operands};
 use crate::pass::FlexdraftPass;
 use crate::processor::{Call, FlexdraftHeads, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, borrow, flag, guard, read, size, versioned, write};
@@ -51,6 +53,62 @@ impl FlexdraftCache {
     }
 }
 
+/// Rows of heads in a tensor of their own. The heads of a row are adjacent; rows may be parts of longer rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlexdraftHeadRows {
+    /// bf16, from the first element of row 0 to at least the last element of the last row, aligned to 16 bytes.
+    pub rows: FlexdraftBuffer,
+    /// Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
+    pub stride: u64,
+}
+
+impl FlexdraftHeadRows {
+    /// No rows.
+    pub const ABSENT: Self = FlexdraftHeadRows { rows: FlexdraftBuffer::ABSENT, stride: 0 };
+
+    pub(crate) fn is_absent(&self) -> bool {
+        self.rows.is_absent()
+    }
+
+    /// Returns the distance of rows of `row` elements.
+    fn stride(&self, name: &str, row: usize) -> Outcome<usize> {
+        if self.stride == 0 { Ok(row) } else { size(name, self.stride) }
+    }
+
+    /// Views rows of `row` elements that a kernel reads.
+    ///
+    /// # Safety
+    ///
+    /// The conditions of [`Operands::read`].
+    pub(crate) unsafe fn read<'a>(
+        &self,
+        operands: Operands,
+        name: &str,
+        row: usize,
+    ) -> Outcome<HeadRows<'a>> {
+        // SAFETY: the caller's promise.
+        let view = unsafe { operands.read(name, &self.rows)? };
+        Ok(HeadRows { view, stride: self.stride(name, row)? })
+    }
+
+    /// Views rows of `row` elements that a kernel writes.
+    ///
+    /// # Safety
+    ///
+    /// The conditions of [`Operands::write`].
+    pub(crate) unsafe fn write<'a>(
+        &self,
+        operands: Operands,
+        name: &str,
+        row: usize,
+    ) -> Outcome<HeadRowsMut<'a>> {
+        // SAFETY: the caller's promise.
+        let view = unsafe { operands.write(name, &self.rows)? };
+        Ok(HeadRowsMut { view, stride: self.stride(name, row)? })
+    }
+}
+
 /// The operands of `flexdraft_joint_attention`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +121,7 @@ pub struct FlexdraftJointAttention {
     pub heads: FlexdraftHeads,
     /// q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
     /// head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
-    /// in the cache. Rows after the rows of the pass are padding.
+    /// in the cache. Rows after the rows of the pass are padding. Absent if `q` is present.
     pub qkv: FlexdraftBuffer,
     /// The KV cache of the layer.
     pub cache: FlexdraftCache,
@@ -82,6 +140,62 @@ pub struct FlexdraftJointAttention {
     pub with_masks: u32,
     /// Unused; 0.
     pub reserved: u32,
+    /// q heads of the candidate rows in a tensor of their own, `[candidates, q_heads * head_dim]`, in place of `qkv`;
+    /// absent if the pass has no candidates.
+    pub q: FlexdraftHeadRows,
+    /// q heads of the mask rows, `[mask rows, q_heads * head_dim]`, in place of `qkv`; absent if no mask rows take part.
+    pub mask_q: FlexdraftHeadRows,
+    /// k heads of the mask rows, `[mask rows, kv_heads * head_dim]`, with `mask_q`.
+    pub mask_k: FlexdraftHeadRows,
+    /// v heads of the mask rows, `[mask rows, kv_heads * head_dim]`, with `mask_q`.
+    pub mask_v: FlexdraftHeadRows,
+    /// Optional. A score for each query head, f32 `[q_heads]`, that joins the softmax of every row without a key or a
+    /// value (attention sinks, as in gpt-oss). It counts in `lse`.
+    pub sinks: FlexdraftBuffer,
+    /// The number of positions that a row sees up to its own (sliding window), at least 65; 0 for no window. A row at
+    /// position p sees the cached positions above p - window, and a mask row all slots of its group.
+    pub window: u64,
+    /// The cap c of a soft cap, 1 to 1000: a score s becomes c * tanh(s / c); 0 for no cap.
+    pub soft_cap: f32,
+    /// Unused; 0.
+    pub unused: u32,
+}
+
+impl FlexdraftJointAttention {
+    /// Views the heads that attention reads.
+    ///
+    /// # Safety
+    ///
+    /// The operands are valid for their sizes for `'a`.
+    unsafe fn projections<'a>(&self, operands: Operands) -> Outcome<Projections<'a>> {
+        let shape = self.heads.shape()?;
+        let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
+        let has_masks = ![self.mask_q, self.mask_k, self.mask_v].iter().all(FlexdraftHeadRows::is_absent);
+        if self.q.is_absent() && !has_masks {
+            // SAFETY: the caller's promise.
+            return Ok(unsafe { operands.read("qkv", &self.qkv)? }.into());
+        }
+        if !self.qkv.is_absent() {
+            return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let masks = match has_masks {
+                true => Some(MaskProjections {
+                    q: self.mask_q.read(operands, "mask_q", row)?,
+                    k: self.mask_k.read(operands, "mask_k", kv_row)?,
+                    v: self.mask_v.read(operands, "mask_v", kv_row)?,
+                }),
+                false => None,
+            };
+            let q = match self.q.is_absent() {
+                // A pass may have no candidates; the launch refuses a pass that has some.
+                true => HeadRows { view: View::from_raw(0, 0, operands.0), stride: row },
+                false => self.q.read(operands, "q", row)?,
+            };
+            Ok(Projections::Separate { q, masks })
+        }
+    }
 }
 
 /// The sizes that decide how much workspace attention needs, for `flexdraft_attention_workspace_len`.
@@ -106,7 +220,7 @@ pub struct FlexdraftAttentionSize {
     pub reserved: u32,
 }
 
-versioned!(FlexdraftJointAttention, FlexdraftAttentionSize);
+versioned!(FlexdraftJointAttention before q, FlexdraftAttentionSize);
 
 fn split_of(split: u64) -> Outcome<usize> {
     if split == 0 { Ok(DEFAULT_SPLIT) } else { size("split", split) }
@@ -123,7 +237,7 @@ impl Call for FlexdraftJointAttention {
             JointAttention {
                 pass: borrow("pass", self.pass)?.launched(on)?,
                 masks: flag("with_masks", self.with_masks)?,
-                qkv: operands.read("qkv", &self.qkv)?,
+                qkv: self.projections(operands)?,
                 cache: PagedKv {
                     k: operands.read("cache.k", &self.cache.k)?,
                     v: operands.read("cache.v", &self.cache.v)?,
@@ -135,6 +249,11 @@ impl Call for FlexdraftJointAttention {
                 workspace: operands.write("workspace", &self.workspace)?,
                 shape: self.heads.shape()?,
                 split: split_of(self.split)?,
+                scores: ScoreChanges {
+                    window: (self.window != 0).then(|| size("window", self.window)).transpose()?,
+                    soft_cap: (self.soft_cap != 0.0).then_some(self.soft_cap),
+                    sinks: operands.read_optional("sinks", &self.sinks)?,
+                },
                 error: operands.write_optional("error_word", &self.error_word)?,
             }
         };

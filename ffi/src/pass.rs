@@ -90,7 +90,7 @@ pub struct FlexdraftPassRows {
     pub sequence_stride: u64,
     /// Number of pages of the KV cache; page ids are smaller.
     pub pages: u64,
-    /// Tokens per page: 16, 32, 64 or 128.
+    /// Tokens per page: 1 to 15, or a multiple of 16 up to 65536. With 1, page ids are slots of tokens.
     pub page_size: u64,
 }
 

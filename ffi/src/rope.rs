@@ -2,13 +2,13 @@
 
 use std::ffi::c_void;
 
-use flexdraft::kernels::PagedKvMut;
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
+use flexdraft::kernels::{PagedKvMut, ProjectionsMut};
 use flexdraft::layout::RowKind;
 use flexdraft::runtime::Runtime;
 
-use crate::attention::FlexdraftCache;
-use crate::buffer::FlexdraftBuffer;
+use crate::attention::{FlexdraftCache, FlexdraftHeadRows};
+use crate::buffer::{FlexdraftBuffer, Operands};
 use crate::pass::FlexdraftPass;
 use crate::processor::{Call, FlexdraftHeads, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, borrow, versioned};
@@ -47,7 +47,7 @@ pub struct FlexdraftNormRopeAppend {
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
     /// q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
-    /// k of mask rows, change in place.
+    /// k of mask rows, change in place. Absent if `q`, `k` and `v` are present.
     pub qkv: FlexdraftBuffer,
     /// Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     pub cos_sin: FlexdraftBuffer,
@@ -63,9 +63,43 @@ pub struct FlexdraftNormRopeAppend {
     pub eps: f32,
     /// FLEXDRAFT_CANDIDATES or FLEXDRAFT_MASKS: the rows that the launch processes.
     pub kind: u32,
+    /// q heads in a tensor of their own, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
+    /// the rows of this kind alone: row 0 is the first candidate row or the first mask row.
+    pub q: FlexdraftHeadRows,
+    /// k heads, `[rows, kv_heads * head_dim]`, with `q`.
+    pub k: FlexdraftHeadRows,
+    /// v heads, `[rows, kv_heads * head_dim]`, with `q`.
+    pub v: FlexdraftHeadRows,
 }
 
-versioned!(FlexdraftRopeTable, FlexdraftNormRopeAppend);
+impl FlexdraftNormRopeAppend {
+    /// Views the heads that change and that are appended.
+    ///
+    /// # Safety
+    ///
+    /// The operands are valid for their sizes for `'a`.
+    unsafe fn projections<'a>(&self, operands: Operands) -> Outcome<ProjectionsMut<'a>> {
+        let shape = self.heads.shape()?;
+        let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
+        if [self.q, self.k, self.v].iter().all(FlexdraftHeadRows::is_absent) {
+            // SAFETY: the caller's promise.
+            return Ok(unsafe { operands.write("qkv", &self.qkv)? }.into());
+        }
+        if !self.qkv.is_absent() {
+            return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            Ok(ProjectionsMut::Separate {
+                q: self.q.write(operands, "q", row)?,
+                k: self.k.write(operands, "k", kv_row)?,
+                v: self.v.read(operands, "v", kv_row)?,
+            })
+        }
+    }
+}
+
+versioned!(FlexdraftRopeTable, FlexdraftNormRopeAppend before q);
 
 impl Call for FlexdraftRopeTable {
     type Output = ();
@@ -106,7 +140,7 @@ impl Call for FlexdraftNormRopeAppend {
                     FLEXDRAFT_MASKS => RowKind::Masks,
                     other => return Err(Refusal::value("kind", other, "0 (candidates) or 1 (masks)")),
                 },
-                qkv: operands.write("qkv", &self.qkv)?,
+                qkv: self.projections(operands)?,
                 cos_sin: operands.read("cos_sin", &self.cos_sin)?,
                 norms,
                 eps: self.eps,

@@ -176,14 +176,16 @@ pub(crate) unsafe trait Versioned: Copy {
     const FIRST_SIZE: usize = size_of::<Self>();
 }
 
-/// Declares structs as versioned.
+/// Declares structs as versioned. `Name before field` says that `field` is the first field which the first version of the
+/// interface did not have.
 macro_rules! versioned {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident $(before $added:ident)?),* $(,)?) => {
         $(
             // SAFETY: the struct is `repr(C)`, begins with `struct_size`, and has fields of integers, floats and raw
             // pointers alone, for which every pattern of bits is valid.
             unsafe impl $crate::status::Versioned for $name {
                 const NAME: &'static str = stringify!($name);
+                $(const FIRST_SIZE: usize = std::mem::offset_of!($name, $added);)?
             }
         )*
     };

@@ -2,7 +2,7 @@
 //! (Vaswani et al., arXiv 1706.03762, equation 1), with grouped KV heads (arXiv 2305.13245): query head h uses KV
 //! head ⌊h · kv_heads / q_heads⌋.
 //!
-//! A row's limit and group determine what the row sees: see [`crate::layout`].
+//! A row's limit and group determine what the row sees: see [`crate::layout`]. [`ScoreChanges`] has the changes of some models.
 
 use crate::float::Float;
 use crate::layout::Row;
@@ -37,12 +37,46 @@ impl<F> KeysValues<'_, F> {
     }
 }
 
+/// The changes that a model makes to attention's scores and to their softmax. The default has none.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreChanges<'a, F> {
+    /// The number of positions that a row sees up to its own (sliding window, arXiv 2310.06825): a row at position p sees
+    /// positions above p − window only. Slots of the row's own mask group stay visible.
+    pub window: Option<usize>,
+    /// The cap c of a soft cap (Gemma 2, arXiv 2408.00118): a score s becomes c · tanh(s / c).
+    pub soft_cap: Option<F>,
+    /// A score for each query head, `[q_heads]`, that joins the softmax of a row without a key or a value, as the sinks
+    /// of gpt-oss. A row that sees nothing stays as it is.
+    pub sinks: Option<&'a [F]>,
+}
+
+impl<F> Default for ScoreChanges<'_, F> {
+    fn default() -> Self {
+        ScoreChanges { window: None, soft_cap: None, sinks: None }
+    }
+}
+
+impl<F: Float> ScoreChanges<'_, F> {
+    /// Returns the first position that a row at `position` sees.
+    pub fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Returns a score under the soft cap.
+    fn capped(&self, score: F) -> F {
+        let Some(cap) = self.soft_cap else { return score };
+        // tanh(x) = 1 − 2 / (exp(2x) + 1).
+        let two = F::ONE + F::ONE;
+        cap * (F::ONE - two / ((two * score / cap).exp() + F::ONE))
+    }
+}
+
 /// The result of attention for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attended<F> {
     /// The output Σ p · v, `[q_heads, head_dim]`; 0 if the row sees nothing.
     pub output: Vec<F>,
-    /// The natural logarithm of Σ exp(score) for each head, `[q_heads]`; −∞ if the row sees nothing.
+    /// The natural logarithm of Σ exp(score) for each head, with the head's sink, `[q_heads]`; −∞ if the row sees nothing.
     pub log_sum_exp: Vec<F>,
     /// The scale of the output's rounding error, Σ p · |v|, `[q_heads, head_dim]`.
     pub magnitude: Vec<F>,
@@ -50,6 +84,16 @@ pub struct Attended<F> {
 
 /// Returns the attention of one query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
 pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> Attended<F> {
+    attend_with(heads, q, seen, &ScoreChanges::default())
+}
+
+/// Returns [`attend`] with capped scores and sinks. `seen` has what the row's window leaves.
+pub fn attend_with<F: Float>(
+    heads: Heads,
+    q: &[F],
+    seen: &[KeysValues<'_, F>],
+    changes: &ScoreChanges<'_, F>,
+) -> Attended<F> {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     assert_eq!(q.len(), q_heads * head_dim);
     let scale = F::ONE / F::from_f64(head_dim as f64).sqrt();
@@ -64,10 +108,11 @@ pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> At
                 keys.zip(values)
             })
         };
-        let scores: Vec<F> = entries().map(|(k, _)| dot(q, k) * scale).collect();
-        let largest = scores.iter().copied().fold(F::NEG_INFINITY, F::max);
+        let scores: Vec<F> = entries().map(|(k, _)| changes.capped(dot(q, k) * scale)).collect();
+        let sink = changes.sinks.filter(|_| !scores.is_empty()).map(|sinks| sinks[head]);
+        let largest = scores.iter().copied().chain(sink).fold(F::NEG_INFINITY, F::max);
         let weights: Vec<F> = scores.iter().map(|&score| (score - largest).exp()).collect();
-        let total: F = weights.iter().copied().sum();
+        let total: F = weights.iter().copied().chain(sink.map(|sink| (sink - largest).exp())).sum();
 
         let mut output = vec![F::ZERO; head_dim];
         let mut magnitude = vec![F::ZERO; head_dim];
@@ -108,16 +153,29 @@ pub fn joint_attention<F: Float>(
     clean: KeysValues<'_, F>,
     own: KeysValues<'_, F>,
 ) -> Vec<Attended<F>> {
+    joint_attention_with(heads, q, rows, clean, own, &ScoreChanges::default())
+}
+
+/// Returns [`joint_attention`] with a model's changes.
+pub fn joint_attention_with<F: Float>(
+    heads: Heads,
+    q: &[F],
+    rows: &[Row],
+    clean: KeysValues<'_, F>,
+    own: KeysValues<'_, F>,
+    changes: &ScoreChanges<'_, F>,
+) -> Vec<Attended<F>> {
     let queries = q.chunks(heads.q_heads * heads.head_dim);
     assert_eq!(queries.len(), rows.len());
     queries
         .zip(rows)
         .map(|(q, row)| {
-            let mut seen = vec![clean.slice(heads, 0..row.limit + 1)];
+            let end = row.limit + 1;
+            let mut seen = vec![clean.slice(heads, changes.first_seen(row.position).min(end)..end)];
             if let Some(group) = &row.group {
                 seen.push(own.slice(heads, group.clone()));
             }
-            attend(heads, q, &seen)
+            attend_with(heads, q, &seen, changes)
         })
         .collect()
 }

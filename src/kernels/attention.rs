@@ -12,15 +12,17 @@
 
 use half::bf16;
 
-use super::kv::{KvShape, PagedKv};
+use super::kv::{KvShape, PagedKv, page_division};
 use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::attention::FlexdraftAttentionParams;
 use super::params::shapes::*;
 use super::pass::{PassTables, SequenceSize};
+use super::projections::Projections;
+use super::scores::ScoreChanges;
 use super::{KernelError, Kernels};
 use crate::layout::AttentionShape;
-use crate::runtime::{Limits, Runtime, View, ViewMut};
+use crate::runtime::{Limits, Runtime, ViewMut};
 
 /// The number of splits in a span.
 const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
@@ -174,13 +176,13 @@ pub struct JointAttention<'a, R: Runtime> {
     /// Whether the mask rows of the pass take part in the attention. Below the tail layers there are none: then this is
     /// the attention of the candidate rows alone.
     pub masks: bool,
-    /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
-    /// [`norm_rope_append`](Kernels::norm_rope_append). The kernel reads the k and v of mask rows here, and the k and v of
-    /// candidates in the cache. Rows after the rows of the pass are padding.
-    pub qkv: View<'a, bf16>,
+    /// q heads of every row and k and v heads of mask rows, after [`norm_rope_append`](Kernels::norm_rope_append). The
+    /// kernel reads the k and v of candidates in the cache.
+    pub qkv: Projections<'a>,
     /// The KV cache of the layer.
     pub cache: PagedKv<'a>,
-    /// Written by the kernel: the attention output of each row, `[rows, q_heads · head_dim]`; zeros for padding.
+    /// Written by the kernel: the attention output of each row, `[rows, q_heads · head_dim]`: candidates, then mask rows,
+    /// then padding, which gets zeros.
     pub out: ViewMut<'a, bf16>,
     /// Written by the kernel: the natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
     pub lse: Option<ViewMut<'a, f32>>,
@@ -191,6 +193,8 @@ pub struct JointAttention<'a, R: Runtime> {
     /// Keys per split of a long sequence, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The
     /// split is part of the arithmetic: results with another split differ in rounding.
     pub split: usize,
+    /// What the model changes in scores and softmax.
+    pub scores: ScoreChanges<'a>,
     /// The device error word `[1]`, optional. The kernel sets value 1 for a page id out of range, whose keys and
     /// values count as zeros, and value 8 for a sequence that sees more positions than the workspace allows, which
     /// only a captured launch can meet; the sequence's rows get zeros, and −∞ in `lse`.
@@ -243,7 +247,7 @@ impl<R: Runtime> Kernels<R> {
         attention_workspace_len(shape, rows.max(pass.rows_with(masks)), pass.longest(), item)
     }
 
-    /// Computes softmax(q Kᵀ / √head_dim) V over the keys that each row sees. Candidate i sees the cached positions 0 to
+    /// Computes softmax(q Kᵀ / √head_dim) V over the keys that each row sees, with the changes of [`ScoreChanges`]. Candidate i sees the cached positions 0 to
     /// n + i, n being the position of candidate 0. A row of group k sees the cached positions 0 to n + k, and the slots of
     /// its own group.
     ///
@@ -262,7 +266,7 @@ impl<R: Runtime> Kernels<R> {
     /// ```
     /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
-    /// use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+    /// use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables, ScoreChanges};
     /// use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
     /// use half::bf16;
     ///
@@ -282,7 +286,7 @@ impl<R: Runtime> Kernels<R> {
     /// kernels.joint_attention(&stream, &JointAttention {
     ///     pass: &pass,
     ///     masks: true,
-    ///     qkv: stream.view(&qkv),
+    ///     qkv: stream.view(&qkv).into(),
     ///     cache: PagedKv {
     ///         k: stream.view(&cache),
     ///         v: stream.view(&cache),
@@ -294,6 +298,7 @@ impl<R: Runtime> Kernels<R> {
     ///     workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
     ///     shape,
     ///     split: DEFAULT_SPLIT,
+    ///     scores: ScoreChanges::default(),
     ///     error: None,
     /// })?;
     /// assert_eq!(out, [bf16::from_f32(0.5); 64]);
@@ -311,18 +316,23 @@ impl<R: Runtime> Kernels<R> {
             Division::new(args.pass, args.masks, args.shape, args.split, limits);
         let mut operands =
             Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.runtime.queue(stream));
-        let stride = operands.qkv_cols(args.shape)?;
+        operands.qkv_cols(args.shape)?;
         let Some(tile) = tile else {
             return Err(operands.unsupported("batch", args.pass.batch(), "what fits shared memory"));
         };
         operands.within(limits::split(args.split))?;
         let max_splits = args.pass.longest().div_ceil(args.split);
         operands.within(limits::splits(max_splits))?;
-        let max_states = max_splits.div_ceil(item_splits);
-        operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
-        let rows = (args.qkv.len() / stride).max(pass_rows);
-        let elements = operands.product("qkv", &[rows, stride])?;
-        let qkv: *const u16 = operands.read("qkv", &args.qkv, elements, 16)?.cast();
+        let item_keys = operands.product("split", &[args.split, item_splits])?;
+        operands.i32("split", item_keys)?;
+        // The states from position 0 on, and the states that the windows of a sequence's rows reach.
+        let all_states = max_splits.div_ceil(item_splits);
+        let max_states = args.scores.max_states(args.pass.candidates(), item_keys, all_states);
+        let scores = args.scores.params(&mut operands, args.shape)?;
+        let of_kinds = (args.pass.candidates(), pass_rows - args.pass.candidates());
+        let out_rows = args.out.len() / operands.product("out", &[q_heads, head_dim])?;
+        let heads = args.qkv.params(&mut operands, args.shape, of_kinds, out_rows)?;
+        let rows = heads.rows;
         let (pass, page_table, page_table_stride) =
             args.pass.params(&self.runtime, stream, &mut operands, rows, args.masks)?;
         let kv = KvShape { paging: args.pass.paging(), kv_heads, head_dim, page_table, page_table_stride };
@@ -337,20 +347,26 @@ impl<R: Runtime> Kernels<R> {
             None => std::ptr::null_mut(),
         };
         let out = operands.product("out", &[rows, q_heads, head_dim])?;
+        let (page_magic, page_shift) = page_division(kv.paging.page_size);
         let params = FlexdraftAttentionParams {
             pass,
             cache,
-            q: qkv,
-            mask_k: qkv.wrapping_add(q_heads * head_dim),
-            mask_v: qkv.wrapping_add((q_heads + kv_heads) * head_dim),
+            q: heads.q.address,
+            mask_q: heads.mask_q.address,
+            mask_k: heads.mask_k.address,
+            mask_v: heads.mask_v.address,
             out: operands.write("out", &args.out, out, 16)?.cast(),
             lse,
             partial_out: workspace,
             partial_stats: workspace.wrapping_add(partial_len),
+            sinks: scores.sinks,
             error: operands.error_word(args.error.as_ref())?,
-            q_stride: stride as i64,
-            mask_stride: stride as i64,
-            scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            q_stride: heads.q.stride,
+            mask_q_stride: heads.mask_q.stride,
+            mask_k_stride: heads.mask_k.stride,
+            mask_v_stride: heads.mask_v.stride,
+            scale_log2: scores.scale_log2,
+            cap_scale: scores.cap_scale,
             q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
             head_ratio: operands.i32("q heads", q_heads / kv_heads)?,
@@ -358,6 +374,11 @@ impl<R: Runtime> Kernels<R> {
             item_splits: item_splits as i32,
             max_states: operands.i32("states", max_states)?,
             places: operands.i32("states", places)?,
+            candidates: operands.i32("rows", args.pass.candidates())?,
+            window: scores.window,
+            page_magic,
+            page_shift,
+            unused: 0,
         };
         operands.within(limits::query_heads(q_heads))?;
         let shared_bytes =
@@ -375,7 +396,7 @@ impl<R: Runtime> Kernels<R> {
         }
         let ctas = [params.pass.rows.cast_unsigned(), q_heads.div_ceil(HEADS_A_CTA) as u32, 1];
         let grid = Grid { ctas, threads: 32 * FLEXDRAFT_MERGE_WARPS, shared_bytes: 0 };
-        let few = max_states.div_ceil(SPAN) <= FEW_GROUPS;
+        let few = all_states.div_ceil(SPAN) <= FEW_GROUPS;
         let merge = match (head_dim, few) {
             (64, true) => "attention_merge_d64_l5",
             (64, false) => "attention_merge_d64_l12",

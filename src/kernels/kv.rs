@@ -70,6 +70,15 @@ pub struct PagedKvMut<'a> {
     pub v_strides: KvStrides,
 }
 
+/// Returns the factor and the shift with which kernels divide a position below 2^31 by the page size: position / size =
+/// position · factor >> shift (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994).
+pub(super) fn page_division(page_size: usize) -> (u32, i32) {
+    // The page size is 1 to 2^16, so the factor is 2^31 to 2^32 - 1.
+    let size = page_size.max(1) as u64;
+    let shift = 31 + size.next_power_of_two().trailing_zeros();
+    ((1u64 << shift).div_ceil(size) as u32, shift as i32)
+}
+
 /// The shape that the K and V tensors are checked against, and the paging of the pass that lists their pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvShape {
@@ -146,5 +155,30 @@ impl PagedKvMut<'_> {
         let k = operands.workspace("k cache", &self.k, k, 16)? as u64;
         let v = operands.workspace("v cache", &self.v, v, 16)? as u64;
         Ok(shape.params((k, self.k_strides), (v, self.v_strides)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::page_division;
+
+    #[test]
+    fn division_by_a_page_size() {
+        for size in (1..=16).chain((32..=1 << 16).step_by(16)) {
+            let (factor, shift) = page_division(size);
+            let size = size as u64;
+            let edges = [1, 2, 3, 1000, (1 << 31) / size].map(|page| page * size);
+            for position in
+                edges.into_iter().flat_map(|edge| [edge - 1, edge, edge + 1]).chain([0, (1 << 31) - 1])
+            {
+                if position < 1 << 31 {
+                    assert_eq!(
+                        (position * u64::from(factor)) >> shift,
+                        position / size,
+                        "{position} / {size}"
+                    );
+                }
+            }
+        }
     }
 }

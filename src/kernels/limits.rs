@@ -116,10 +116,21 @@ pub(super) fn splits(found: usize) -> Result<(), ExceededLimit> {
     check(found <= most, "number of splits", found, "up to 16380")
 }
 
+/// Checks the number of positions in a sliding window: every slot of a mask group sees the position before the group.
+pub(super) fn window(found: usize) -> Result<(), ExceededLimit> {
+    check(found > MAX_BLOCK_SIZE, "sliding window", found, "65 and more")
+}
+
 /// Checks a stride of a paged KV cache, in elements.
 pub(super) fn cache_stride(found: usize) -> Result<(), ExceededLimit> {
     let fits = found.is_multiple_of(8) && i64::try_from(found).is_ok();
     check(fits, "a stride of the cache", found, "multiples of 8 elements")
+}
+
+/// Checks the distance between rows of heads, in elements, each with `row` elements.
+pub(super) fn row_stride(found: usize, row: usize) -> Result<(), ExceededLimit> {
+    let fits = found >= row && found.is_multiple_of(8) && i64::try_from(found).is_ok();
+    check(fits, "a stride of rows", found, "multiples of 8 elements, at least a row")
 }
 
 /// Checks the number of token ids in the vocabulary.
@@ -204,7 +215,8 @@ pub(super) fn batch(found: usize) -> Result<(), ExceededLimit> {
 
 /// Checks the number of tokens per page of the KV cache.
 pub(super) fn page_size(found: usize) -> Result<(), ExceededLimit> {
-    check([16, 32, 64, 128].contains(&found), "page size", found, "16, 32, 64, 128")
+    let fits = (1..16).contains(&found) || (found.is_multiple_of(16) && (16..=1 << 16).contains(&found));
+    check(fits, "page size", found, "1 to 15, and multiples of 16 up to 65536")
 }
 
 #[cfg(test)]

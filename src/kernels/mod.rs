@@ -37,8 +37,10 @@ pub mod norm;
 mod operands;
 pub(crate) mod params;
 mod pass;
+mod projections;
 pub mod rope;
 pub mod sampling;
+mod scores;
 pub mod selection;
 
 pub use error::KernelError;
@@ -46,6 +48,8 @@ pub use faults::{Fault, Faults};
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use limits::{ExceededLimit, ModelShape, supports};
 pub use pass::{Paging, PassTables};
+pub use projections::{HeadRows, HeadRowsMut, MaskProjections, Projections, ProjectionsMut};
+pub use scores::ScoreChanges;
 
 use crate::runtime::Runtime;
 

@@ -76,6 +76,21 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
     }
 
+    /// Returns the pointer to an operand that the kernel reads, with the checks of [`read_at_least`](Self::read_at_least),
+    /// whose memory may interleave with memory that the kernel writes: other columns of the same rows. The emulator's
+    /// checks allow writes to all of it.
+    pub fn read_between_writes<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: &View<'_, T>,
+        needed: usize,
+        alignment: usize,
+    ) -> Result<*const T, KernelError> {
+        let expected = view.len().max(needed);
+        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
+        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *const T)
+    }
+
     /// Returns the number of columns of a fused q, k and v projection with these heads, if attention supports them.
     pub fn qkv_cols(&self, shape: AttentionShape) -> Result<usize, KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;

@@ -53,7 +53,7 @@ pub(super) struct SequenceSize {
 pub struct Paging {
     /// The number of pages; page ids are smaller.
     pub pages: usize,
-    /// Tokens per page: 16, 32, 64 or 128.
+    /// Tokens per page: 1 to 15, or a multiple of 16 up to 65536. With 1, page ids are slots of tokens.
     pub page_size: usize,
 }
 

@@ -2,14 +2,13 @@
 //!
 //! Frequencies, rotations and norm weights are f32, and rows are bf16. A row's result does not depend on other rows.
 
-use half::bf16;
-
 use super::kv::{KvShape, PagedKvMut};
 use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::rope::{FlexdraftNormRopeAppendParams, FlexdraftRopeTableParams};
 use super::params::shapes::{FLEXDRAFT_ROPE_THREADS, FLEXDRAFT_ROW_THREADS};
 use super::pass::PassTables;
+use super::projections::ProjectionsMut;
 use super::{KernelError, Kernels};
 use crate::layout::{AttentionShape, RowKind};
 use crate::runtime::{Runtime, View, ViewMut};
@@ -34,8 +33,8 @@ pub struct NormRopeAppend<'a, R: Runtime> {
     pub pass: &'a PassTables<R>,
     /// The kind of rows that the kernel processes: candidate rows or mask rows.
     pub kind: RowKind,
-    /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
-    pub qkv: ViewMut<'a, bf16>,
+    /// q, k and v heads, of every row of the pass or of the rows of this kind.
+    pub qkv: ProjectionsMut<'a>,
     /// Cosines and sines from [`Kernels::rope_table`].
     pub cos_sin: View<'a, f32>,
     /// RMSNorm weights for a q head and for a k head, `[head_dim]` each; `None` to skip the norms.
@@ -109,7 +108,7 @@ impl<R: Runtime> Kernels<R> {
 
     /// Applies norms (if there are weights) and the rotation to the q and k heads of the pass's candidate rows or mask
     /// rows, and appends the candidates' k and v to the cache. q, and the k of mask rows, change in place. The k and v
-    /// of candidate rows go into the cache, at their positions, and do not change in `qkv`.
+    /// of candidate rows go into the cache, at their positions, and do not change where they are.
     ///
     /// # Errors
     ///
@@ -140,7 +139,7 @@ impl<R: Runtime> Kernels<R> {
     /// kernels.norm_rope_append(&stream, &NormRopeAppend {
     ///     pass: &pass,
     ///     kind: RowKind::Candidates,
-    ///     qkv: stream.view_mut(&mut qkv),
+    ///     qkv: stream.view_mut(&mut qkv).into(),
     ///     cos_sin: stream.view(&cos_sin),
     ///     norms: None,
     ///     eps: 1e-6,
@@ -169,25 +168,29 @@ impl<R: Runtime> Kernels<R> {
             _ => "norm_rope_append_d128",
         };
         let mut operands = Operands::new(kernel, self.runtime.queue(stream));
-        let stride = operands.qkv_cols(args.shape)?;
-        let rows = (args.qkv.len() / stride).max(args.pass.rows());
-        let (pass, page_table, page_table_stride) =
-            args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;
-        let paging = args.pass.paging();
-        let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
+        let columns = operands.qkv_cols(args.shape)?;
+        operands.i32("qkv columns", columns)?;
         let (first_row, end_row) = match args.kind {
             RowKind::Candidates => (0, args.pass.candidates()),
             RowKind::Masks => (args.pass.candidates(), args.pass.rows()),
         };
+        let of_pass = (first_row, end_row, args.pass.rows());
+        let ([q, k, v], rows) =
+            args.qkv.params(&mut operands, args.shape, of_pass, args.cos_sin.len() / head_dim)?;
+        let (pass, page_table, page_table_stride) =
+            args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;
+        let paging = args.pass.paging();
+        let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
         let (q_norm, k_norm) = match &args.norms {
             Some((q, k)) => (Some(q), Some(k)),
             None => (None, None),
         };
-        let elements = operands.product("qkv", &[rows, stride])?;
         let params = FlexdraftNormRopeAppendParams {
             pass,
             cache: args.cache.params(&mut operands, &shape)?,
-            qkv: operands.write("qkv", &args.qkv, elements, 16)?.cast(),
+            q: q.address,
+            k: k.address,
+            v: v.address,
             cos_sin: operands.read(
                 "cos_sin",
                 &args.cos_sin,
@@ -197,7 +200,9 @@ impl<R: Runtime> Kernels<R> {
             q_norm: operands.read_optional("q norm", q_norm, head_dim, 4)?,
             k_norm: operands.read_optional("k norm", k_norm, head_dim, 4)?,
             error: operands.error_word(args.error.as_ref())?,
-            qkv_stride: operands.i32("qkv columns", stride)?.into(),
+            q_stride: q.stride,
+            k_stride: k.stride,
+            v_stride: v.stride,
             eps: args.eps,
             q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
@@ -206,7 +211,7 @@ impl<R: Runtime> Kernels<R> {
             unused: 0,
         };
         let head_ctas =
-            operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS / 32);
+            operands.i32("heads", columns / head_dim)?.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS / 32);
         let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
         let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `rope_table`; the kernel checks page ids again.

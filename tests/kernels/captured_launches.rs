@@ -13,7 +13,7 @@ use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::simt::Checking;
@@ -254,7 +254,7 @@ impl Operands {
                     &NormRopeAppend {
                         pass: &self.tables,
                         kind,
-                        qkv: bench.view_mut(&mut self.qkv),
+                        qkv: bench.view_mut(&mut self.qkv).into(),
                         cos_sin: bench.view(&self.cos_sin),
                         norms: None,
                         eps: 1e-6,
@@ -276,7 +276,7 @@ impl Operands {
                 &JointAttention {
                     pass: &self.tables,
                     masks: true,
-                    qkv: bench.view(&self.qkv),
+                    qkv: bench.view(&self.qkv).into(),
                     cache: PagedKv {
                         k: bench.view(&self.k),
                         v: bench.view(&self.v),
@@ -288,6 +288,7 @@ impl Operands {
                     workspace: bench.view_mut(&mut self.attention_workspace),
                     shape: SHAPE,
                     split: SPLIT,
+                    scores: ScoreChanges::default(),
                     error: Some(bench.view_mut(&mut self.error)),
                 },
             )

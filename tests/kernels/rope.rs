@@ -2,14 +2,15 @@
 //! no other byte changed.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{HeadRows, HeadRowsMut, KvStrides, PagedKvMut, Paging, PassTables, ProjectionsMut};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
 use proptest::prelude::*;
 
-use crate::processors::Bench;
+use crate::processors::{Bench, Operand};
 use crate::rows::{POISON, f64s, on_every_processor, on_every_runtime};
 use crate::support::noise::halves;
 use crate::support::properties::properties;
@@ -28,7 +29,7 @@ prop_compose! {
             (prop_oneof![0usize..300, 100_000usize..131_000], 0usize..4, prop_oneof![prop::collection::btree_set(0usize..5, 0..3), prop::collection::btree_set(190usize..250, 1..3)], 1usize..5),
             0..4,
         ),
-        page_size in prop::sample::select(vec![16usize, 32, 64, 128]),
+        page_size in prop::sample::select(vec![1usize, 7, 16, 48, 64, 128]),
         seed in any::<u64>(),
     ) -> AnyPass {
         let sequences = sequences
@@ -75,11 +76,42 @@ proptest! {
         head_dim in prop::sample::select(vec![64usize, 128]),
         (kv_heads, ratio) in (1usize..3, 1usize..4),
         normed in any::<bool>(),
-        head_major in any::<bool>(),
+        (head_major, separate) in any::<(bool, bool)>(),
         padding in 0usize..3,
     ) {
-        let append = AppendCase { pass, head_dim, kv_heads, q_heads: kv_heads * ratio, normed, head_major, padding };
+        let q_heads = kv_heads * ratio;
+        let append =
+            AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major, separate, padding };
         on_every_processor(append.pass.seed, |bench| append.check(bench))?;
+    }
+}
+
+/// Some columns of the fused rows in memory of their own, with poison between rows.
+struct Part {
+    columns: Range<usize>,
+    stride: usize,
+    memory: Operand<bf16>,
+}
+
+impl Part {
+    fn new(bench: &Bench, rows: &[bf16], width: usize, columns: Range<usize>) -> Self {
+        // Strides of q, k and v differ.
+        let stride = columns.len() + 8 * (1 + columns.start / 64 % 3);
+        let mut elements = Vec::new();
+        for (at, row) in rows.chunks(width).enumerate() {
+            elements.extend(&row[columns.clone()]);
+            elements.resize((at + 1) * stride, POISON);
+        }
+        Part { columns, stride, memory: bench.memory(&elements) }
+    }
+
+    /// Writes the rows to their columns of the fused rows, and checks that nothing between rows has changed.
+    fn write_back(&self, bench: &Bench, rows: &mut [bf16], width: usize) {
+        for (from, to) in bench.host(&self.memory).chunks(self.stride).zip(rows.chunks_mut(width)) {
+            let (own, between) = from.split_at(self.columns.len());
+            to[self.columns.clone()].copy_from_slice(own);
+            assert!(between.iter().all(|x| x.to_bits() == POISON.to_bits()));
+        }
     }
 }
 
@@ -92,12 +124,15 @@ struct AppendCase {
     q_heads: usize,
     normed: bool,
     head_major: bool,
+    /// True if q, k and v are in tensors of their own.
+    separate: bool,
     padding: usize,
 }
 
 impl AppendCase {
     fn check(&self, bench: &Bench) -> Result<(), TestCaseError> {
-        let AppendCase { ref pass, head_dim, kv_heads, q_heads, normed, head_major, padding } = *self;
+        let AppendCase { ref pass, head_dim, kv_heads, q_heads, normed, head_major, separate, padding } =
+            *self;
         let Bench { kernels, stream } = bench;
         let (pages, page_count) = pass.pages();
         let paging = Paging { pages: page_count, page_size: pass.page_size };
@@ -158,10 +193,27 @@ impl AppendCase {
         let (mut error, mut qkv) = (bench.memory(&[0u32]), bench.memory(&before));
         let [q_norm, k_norm] = [&weights[0], &weights[1]].map(|weights| bench.memory(weights));
         for kind in [RowKind::Candidates, RowKind::Masks] {
+            let rows = match kind {
+                RowKind::Candidates => 0..tables.candidates(),
+                RowKind::Masks => tables.candidates()..tables.rows(),
+            };
+            let elements = rows.start * width..rows.end * width;
+            let (q_end, k_end) = (q_heads * head_dim, (q_heads + kv_heads) * head_dim);
+            let mut parts = [0..q_end, q_end..k_end, k_end..width]
+                .map(|columns| Part::new(bench, &before[elements.clone()], width, columns));
+            let [q, k_rows, v_rows] = &mut parts;
             let args = NormRopeAppend {
                 pass: &tables,
                 kind,
-                qkv: bench.view_mut(&mut qkv),
+                qkv: if separate {
+                    ProjectionsMut::Separate {
+                        q: HeadRowsMut { stride: q.stride, view: bench.view_mut(&mut q.memory) },
+                        k: HeadRowsMut { stride: k_rows.stride, view: bench.view_mut(&mut k_rows.memory) },
+                        v: HeadRows { stride: v_rows.stride, view: bench.view(&v_rows.memory) },
+                    }
+                } else {
+                    bench.view_mut(&mut qkv).into()
+                },
                 cos_sin: bench.view(&cos_sin_memory),
                 norms: normed.then(|| (bench.view(&q_norm), bench.view(&k_norm))),
                 eps: 1e-6,
@@ -175,6 +227,14 @@ impl AppendCase {
                 error: Some(bench.view_mut(&mut error)),
             };
             kernels.norm_rope_append(stream, &args).unwrap();
+            drop(args);
+            if separate {
+                let mut fused = bench.host(&qkv);
+                for part in &parts {
+                    part.write_back(bench, &mut fused[elements.clone()], width);
+                }
+                bench.write(&fused, &mut qkv, 0);
+            }
         }
         prop_assert_eq!(bench.host(&error), [0]);
         let (k, v, qkv) = (bench.host(&k), bench.host(&v), bench.host(&qkv));
@@ -237,7 +297,7 @@ impl AppendCase {
 fn three_sequences(head_dim: usize, kv_heads: usize, q_heads: usize, page_size: usize) -> AppendCase {
     let sequences = vec![(300, 4, vec![0, 2, 3], 5), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
     let (pass, normed) = (AnyPass { sequences, page_size, seed: 1 }, head_dim == 128);
-    AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major: normed, padding: 1 }
+    AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major: normed, separate: normed, padding: 1 }
 }
 
 /// The attention heads and page sizes of Qwen3-8B, which norms q and k, and of SmolLM2-135M.

@@ -1,7 +1,7 @@
 //! Benchmark cases of joint draft-and-verify attention, including the merge of its splits.
 
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
-use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::Runtime;
 use half::bf16;
@@ -155,7 +155,7 @@ impl<R: Runtime> Prepared for Operands<'_, R> {
             &JointAttention {
                 pass: &self.pass,
                 masks: true,
-                qkv: runtime.view(stream, &self.qkv),
+                qkv: runtime.view(stream, &self.qkv).into(),
                 cache: PagedKv {
                     k: runtime.view(stream, &self.k),
                     v: runtime.view(stream, &self.v),
@@ -167,6 +167,7 @@ impl<R: Runtime> Prepared for Operands<'_, R> {
                 workspace: runtime.view_mut(stream, &mut self.workspace),
                 shape: self.shape,
                 split: self.split,
+                scores: ScoreChanges::default(),
                 error: None,
             },
         )

@@ -278,7 +278,7 @@ impl<R: Runtime> Prepared for AppendOperands<'_, R> {
             &NormRopeAppend {
                 pass: &self.pass,
                 kind: RowKind::Candidates,
-                qkv: runtime.view_mut(stream, &mut self.qkv),
+                qkv: runtime.view_mut(stream, &mut self.qkv).into(),
                 cos_sin: runtime.view(stream, &self.cos_sin),
                 norms: Some((runtime.view(stream, &self.norms.0), runtime.view(stream, &self.norms.1))),
                 eps: 1e-6,

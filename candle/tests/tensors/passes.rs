@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention as Launch};
 use flexdraft::kernels::rope::{NormRopeAppend as Append, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft_candle::{JointAttention, KvCache, NormRopeAppend};
 use half::bf16;
@@ -92,7 +92,7 @@ proptest! {
             wrappers.norm_rope_append(&stream, &Append {
                 pass: &expected_pass,
                 kind,
-                qkv: stream.view_mut(&mut qkv),
+                qkv: stream.view_mut(&mut qkv).into(),
                 cos_sin: stream.view(&cos_sin),
                 norms: normed.then(|| (stream.view(&q_norm), stream.view(&k_norm))),
                 eps: 1e-5,
@@ -127,7 +127,7 @@ proptest! {
             wrappers.joint_attention(&stream, &Launch {
                 pass: &expected_pass,
                 masks,
-                qkv: stream.view(&qkv),
+                qkv: stream.view(&qkv).into(),
                 cache: PagedKv {
                     k: stream.view(&k),
                     v: stream.view(&v),
@@ -139,6 +139,7 @@ proptest! {
                 workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
                 shape,
                 split: DEFAULT_SPLIT,
+                scores: ScoreChanges::default(),
                 error: None,
             }).unwrap();
             let found = kernels.joint_attention(&JointAttention {

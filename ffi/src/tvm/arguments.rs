@@ -7,6 +7,7 @@ use super::abi::{
     Object, TENSOR, TENSOR_POINTER, Tensor,
 };
 use super::pass::{Contents, contents};
+use crate::attention::FlexdraftHeadRows;
 use crate::buffer::{
     FLEXDRAFT_BF16, FLEXDRAFT_F32, FLEXDRAFT_I32, FLEXDRAFT_U32, FlexdraftBuffer, dtype_name,
 };
@@ -197,6 +198,11 @@ impl<'a> Arguments<'a> {
         self.device.unwrap_or(Device { kind: CPU, id: 0 })
     }
 
+    /// Returns whether there are arguments that were not taken.
+    pub fn has_more(&self) -> bool {
+        self.next < self.values.len()
+    }
+
     /// Checks that all arguments were taken.
     pub fn end(&self) -> Outcome<()> {
         if self.next == self.values.len() {
@@ -234,6 +240,33 @@ impl<'a> Arguments<'a> {
             }
             _ => self.tensor(name, elements, shape).map(Some),
         }
+    }
+
+    /// Takes rows of `columns` elements of bf16, which may be parts of longer rows. None, and the end of the arguments,
+    /// give absent rows.
+    pub fn optional_rows(&mut self, name: &str, columns: u64) -> Outcome<FlexdraftHeadRows> {
+        match self.values.get(self.next) {
+            None => return Ok(FlexdraftHeadRows::ABSENT),
+            Some(value) if value.type_index == NONE => {
+                self.next += 1;
+                return Ok(FlexdraftHeadRows::ABSENT);
+            }
+            Some(_) => {}
+        }
+        let columns_of = i64::try_from(columns).map_err(|_| Refusal::overflow(name))?;
+        let found = self.strided(name, Elements::Bf16, &[-1, columns_of])?;
+        let Some(&[stride, within]) = found.strides else {
+            return Ok(FlexdraftHeadRows { rows: found.buffer, stride: columns });
+        };
+        let stride = u64::try_from(stride).ok().filter(|_| within == 1).ok_or_else(|| {
+            let (function, strides) = (self.function, [stride, within]);
+            let text =
+                format!("{function}: `{name}` has the strides {strides:?}, expected adjacent elements");
+            refusal(FLEXDRAFT_VALUE, text)
+        })?;
+        let last = found.dim(0).saturating_sub(1).checked_mul(stride);
+        let len = last.and_then(|last| last.checked_add(columns)).ok_or_else(|| Refusal::overflow(name))?;
+        Ok(FlexdraftHeadRows { rows: FlexdraftBuffer { len, ..found.buffer }, stride })
     }
 
     /// Takes the operand of a [`tensor`](Self::tensor), or None, which gives an absent operand.

@@ -16,7 +16,9 @@ use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, SelectDrafts};
-use flexdraft::kernels::{KernelError, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{
+    KernelError, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges,
+};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::{Simt, SimtOptions, SimtStream};
@@ -149,7 +151,7 @@ pub fn expected() -> Result<String, KernelError> {
             &NormRopeAppend {
                 pass: &pass,
                 kind,
-                qkv: stream.view_mut(&mut qkv),
+                qkv: stream.view_mut(&mut qkv).into(),
                 cos_sin: stream.view(&cos_sin),
                 norms: None,
                 eps: 1e-6,
@@ -171,13 +173,14 @@ pub fn expected() -> Result<String, KernelError> {
         &JointAttention {
             pass: &pass,
             masks: true,
-            qkv: stream.view(&qkv),
+            qkv: stream.view(&qkv).into(),
             cache: PagedKv { k: stream.view(&k), v: stream.view(&v), k_strides: strides, v_strides: strides },
             out: stream.view_mut(&mut out),
             lse: None,
             workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
             shape,
             split: DEFAULT_SPLIT,
+            scores: ScoreChanges::default(),
             error: None,
         },
     )?;

@@ -94,7 +94,8 @@ fn assertions() -> String {
         FlexdraftSequence { slots },
         FlexdraftPassRows { page_size },
         FlexdraftCache { v_head_stride },
-        FlexdraftJointAttention { reserved },
+        FlexdraftHeadRows { stride },
+        FlexdraftJointAttention { unused },
         FlexdraftAttentionSize { reserved },
         FlexdraftRowSampling { words },
         FlexdraftSamplingParams { sequence },
@@ -118,7 +119,7 @@ fn assertions() -> String {
         FlexdraftSiluMul { out },
         FlexdraftSiluAdd { error_word },
         FlexdraftRopeTable { reserved },
-        FlexdraftNormRopeAppend { kind },
+        FlexdraftNormRopeAppend { v },
     ];
     let structs = text.matches("sizeof(").count();
     let declared = fs::read_to_string(header()).unwrap().matches("typedef struct ").count();

@@ -3,7 +3,7 @@
 
 use std::ptr;
 
-use crate::support::{ABSENT, Opened, attempt, read, sequence, write};
+use crate::support::{ABSENT, NO_ROWS, Opened, attempt, read, sequence, write};
 use bytemuck::Zeroable;
 use flexdraft::kernels::sampling::{RowSampling, RowStats};
 use flexdraft_ffi::*;
@@ -106,6 +106,67 @@ fn sizes_of_structs() {
         refused(found, FLEXDRAFT_STRUCT_SIZE, &["FlexdraftAdd", &wrong.to_string(), &size.to_string()]);
     }
     assert_eq!(x, [bf16::ONE; 8]);
+}
+
+/// An older caller's struct has no tensors for q, k and v of their own, and a newer caller's struct must not have both
+/// them and the fused tensor.
+#[test]
+fn projections() {
+    let opened = Opened::new();
+    let pages = [0u32];
+    let pass = opened.pass(&[sequence(&pages, 0, 1, 0, 0)], 1, 16);
+    let qkv = vec![bf16::ONE; 3 * 64];
+    let (k, v, mut out) = (vec![bf16::ONE; 16 * 64], vec![bf16::ONE; 16 * 64], vec![bf16::ZERO; 64]);
+    let mut workspace = [0u64; 64];
+    let cache = |page, token, head| FlexdraftCache {
+        k: read(&k),
+        v: read(&v),
+        k_page_stride: page,
+        k_token_stride: token,
+        k_head_stride: head,
+        v_page_stride: page,
+        v_token_stride: token,
+        v_head_stride: head,
+    };
+    let older = std::mem::offset_of!(FlexdraftJointAttention, q) as u64;
+    let mut launch_with = |struct_size, fused, q, window| {
+        let args = FlexdraftJointAttention {
+            struct_size,
+            pass: pass.0,
+            heads: FlexdraftHeads { q_heads: 1, kv_heads: 1, head_dim: 64 },
+            qkv: if fused { read(&qkv) } else { ABSENT },
+            cache: cache(16 * 64, 64, 64),
+            out: write(&mut out),
+            lse: ABSENT,
+            workspace: write(bytemuck::cast_slice_mut::<u64, f32>(&mut workspace)),
+            error_word: ABSENT,
+            split: 0,
+            with_masks: 1,
+            reserved: 0,
+            q,
+            mask_q: NO_ROWS,
+            mask_k: NO_ROWS,
+            mask_v: NO_ROWS,
+            sinks: ABSENT,
+            window,
+            soft_cap: 0.0,
+            unused: 0,
+        };
+        // SAFETY: the kernels and the pass are open, and the operands are valid.
+        attempt(|error| unsafe { flexdraft_joint_attention(opened.0, STREAM, &raw const args, error) })
+    };
+    let newer = size_of::<FlexdraftJointAttention>() as u64;
+    refused(launch_with(newer, true, NO_ROWS, 64), FLEXDRAFT_UNSUPPORTED, &["sliding window is 64", "65"]);
+    let mut launch = |struct_size, fused, q| launch_with(struct_size, fused, q, 0);
+    let q = FlexdraftHeadRows { rows: read(&qkv), stride: 0 };
+    assert_eq!(launch(older, true, q), Ok(()));
+    assert_eq!(launch(newer, false, q), Ok(()));
+    refused(launch(older, false, q), FLEXDRAFT_NULL, &["`qkv`"]);
+    refused(launch(older - 8, true, q), FLEXDRAFT_STRUCT_SIZE, &["FlexdraftJointAttention"]);
+    refused(launch(newer, true, q), FLEXDRAFT_VALUE, &["`qkv`"]);
+    let overlapping = FlexdraftHeadRows { stride: 8, ..q };
+    refused(launch(newer, false, overlapping), FLEXDRAFT_UNSUPPORTED, &["a stride of rows is 8"]);
+    assert_eq!(out, [bf16::ONE; 64]);
 }
 
 /// The operands of an embedding of two rows of eight columns from a table of three rows.

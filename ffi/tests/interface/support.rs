@@ -74,6 +74,16 @@ pub fn write<T: Elements>(slice: &mut [T]) -> FlexdraftBuffer {
 
 pub const ABSENT: FlexdraftBuffer = FlexdraftBuffer::ABSENT;
 
+pub const NO_ROWS: FlexdraftHeadRows = FlexdraftHeadRows::ABSENT;
+
+/// Returns the columns from `column` on of the rows from `row` on of a matrix of bf16, as rows of heads.
+pub fn columns(matrix: FlexdraftBuffer, width: usize, row: usize, column: usize) -> FlexdraftHeadRows {
+    let first = row * width + column;
+    let data = matrix.data.cast::<bf16>().wrapping_add(first).cast();
+    let rows = FlexdraftBuffer { data, len: matrix.len - first as u64, ..matrix };
+    FlexdraftHeadRows { rows, stride: width as u64 }
+}
+
 /// Calls a function of the C interface with an error struct as its last argument. Returns the status and the text of a
 /// failure.
 pub fn attempt(call: impl FnOnce(*mut FlexdraftError) -> i32) -> Result<(), (i32, String)> {

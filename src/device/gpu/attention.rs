@@ -7,6 +7,7 @@ use super::kv_cache::GpuKvCache;
 use super::pass::UploadedPass;
 use super::scratch::{Scratch, error_word};
 use crate::device::{AttentionRows, AttentionShape, DeviceError};
+use crate::kernels::ScoreChanges;
 use crate::kernels::attention::JointAttention;
 use crate::runtime::Runtime;
 
@@ -41,13 +42,14 @@ pub(super) fn joint_attention<R: Runtime>(
     let args = JointAttention {
         pass: tables,
         masks,
-        qkv: context.input(qkv.activations(OPERATION, "qkv")?, inputs)?,
+        qkv: context.input(qkv.activations(OPERATION, "qkv")?, inputs)?.into(),
         cache,
         out: context.output(out.activations_mut(OPERATION, "out")?, outputs)?,
         lse: None,
         workspace: context.view_mut(workspace),
         shape,
         split,
+        scores: ScoreChanges::default(),
         error: Some(error_word(context.queue(), error)?),
     };
     Ok(context.kernels.joint_attention(&context.stream, &args)?)

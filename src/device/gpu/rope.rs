@@ -36,7 +36,7 @@ pub(super) fn norm_rope_append<R: Runtime>(
     let args = NormRopeAppend {
         pass: tables,
         kind,
-        qkv: context.output(qkv.activations_mut(OPERATION, "qkv")?, elements)?,
+        qkv: context.output(qkv.activations_mut(OPERATION, "qkv")?, elements)?.into(),
         cos_sin: context.input(cos_sin, 0..rows * shape.head_dim)?,
         norms: transform.norms.map(|(q, k)| (context.view(&q.values), context.view(&k.values))),
         eps: transform.eps,

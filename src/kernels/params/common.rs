@@ -64,7 +64,7 @@ pub struct FlexdraftPagedKv {
     pub page_table_stride: i64,
     /// number of pages; page ids are below it
     pub pages: i32,
-    /// tokens per page: 16, 32, 64 or 128
+    /// tokens per page: 1 to 15, or a multiple of 16
     pub page_size: i32,
 }
 #[cfg(target_pointer_width = "64")]

@@ -1,16 +1,20 @@
 //! A test case of attention: the sequences of a pass, the processor on which the case runs, and the reference's results
 //! for the rows.
 
+use std::ops::Range;
+
 use flexdraft::kernels::attention::JointAttention;
-use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{
+    HeadRows, KvStrides, MaskProjections, PagedKv, Paging, PassTables, Projections, ScoreChanges,
+};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::simt::{Checking, Traffic};
 use flexdraft::runtime::{Limits, Simt, SimtOptions};
-use flexdraft_reference::attention::{Heads, KeysValues, attend};
+use flexdraft_reference::attention::{Heads, KeysValues, attend_with};
 use half::bf16;
 use proptest::prelude::*;
 
-use crate::processors::{Bench, Processor};
+use crate::processors::{Bench, Operand, Processor};
 use crate::support::noise::halves;
 use crate::support::simt_variant::checking;
 
@@ -49,6 +53,14 @@ impl Sequence {
         self.start + self.candidates.max(self.groups.last().map_or(0, |last| last + 1))
     }
 
+    /// Returns the position of a row of the sequence.
+    pub fn position(&self, row: usize) -> usize {
+        match row.checked_sub(self.candidates) {
+            None => self.start + row,
+            Some(mask) => self.start + self.groups[mask / self.slots] + 1 + mask % self.slots,
+        }
+    }
+
     /// Returns q, k and v of a row. They do not depend on the pass that the row is in. Mask rows are identified by
     /// their group.
     fn row(&self, shape: AttentionShape, row: usize) -> Vec<bf16> {
@@ -65,6 +77,26 @@ impl Sequence {
     }
 }
 
+/// The changes of a model to scores and softmax.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    pub window: Option<usize>,
+    pub soft_cap: Option<f32>,
+    pub has_sinks: bool,
+}
+
+impl Changes {
+    /// Returns the first position that a row at `position` sees.
+    pub fn first_seen(self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Returns the sinks of the query heads, from far below the scores to above them.
+    fn sinks(self, q_heads: usize) -> Option<Vec<f32>> {
+        self.has_sinks.then(|| (0..q_heads).map(|head| head as f32 * 1.75 % 9.0 - 4.0).collect())
+    }
+}
+
 /// The conditions under which a test case runs: model shape, division of the keys, cache layout, and processor.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
@@ -72,7 +104,10 @@ pub struct Setting {
     pub split: usize,
     pub page_size: usize,
     pub head_major: bool,
+    /// True if q, and the q, k and v of mask rows, are in tensors of their own.
+    pub separate: bool,
     pub padding: usize,
+    pub changes: Changes,
     pub processor: Processor,
     /// The options of the emulator, if the case runs on the emulator.
     pub options: SimtOptions,
@@ -91,7 +126,9 @@ impl Setting {
             split: 64,
             page_size: 16,
             head_major: false,
+            separate: false,
             padding: 0,
+            changes: Changes::default(),
             processor: Processor::Emulator,
             options: SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() },
             small: false,
@@ -201,6 +238,43 @@ pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
     run_watched(&setting.bench(), setting, sequences, |_| {}).workspace_len
 }
 
+/// Rows of heads in memory of their own, which begin at element `first`.
+struct Part {
+    elements: Vec<bf16>,
+    first: usize,
+    stride: usize,
+}
+
+/// Returns q of candidate rows, and q, k and v of mask rows, each in a tensor with another stride, in which NaN surrounds
+/// the rows.
+fn separated(shape: AttentionShape, qkv: &[bf16], candidates: usize, masks: usize) -> [Part; 4] {
+    let (q, kv) = (shape.out_cols(), shape.kv_heads * shape.head_dim);
+    let part = |rows: Range<usize>, columns: Range<usize>, gap: usize| {
+        let stride = columns.len() + gap;
+        let mut elements = vec![NAN; gap];
+        for (at, row) in rows.enumerate() {
+            elements.resize(gap + at * stride, NAN);
+            elements.extend(&qkv[row * shape.qkv_cols()..][columns.clone()]);
+        }
+        Part { elements, first: gap, stride }
+    };
+    let all = candidates..candidates + masks;
+    [
+        part(0..candidates, 0..q, 0),
+        part(all.clone(), 0..q, 8),
+        part(all.clone(), q..q + kv, 24),
+        part(all, q + kv..q + 2 * kv, 16),
+    ]
+}
+
+/// Returns rows of heads in memory as an operand.
+fn head_rows<'a>(
+    bench: &'a Bench,
+    (memory, range, stride): &'a (Operand<bf16>, Range<usize>, usize),
+) -> HeadRows<'a> {
+    HeadRows { view: bench.view(memory).range(range.clone()).unwrap(), stride: *stride }
+}
+
 /// The results of a launch, with the bytes that it moved and its workspace's size.
 struct Watched {
     rows: Vec<Vec<RowBits>>,
@@ -238,7 +312,12 @@ fn run_watched(
         [vec![NAN; page_count * page_size * kv_width], vec![NAN; page_count * page_size * kv_width]];
     for (sequence, pages) in sequences.iter().zip(&pages) {
         for (cache, values) in caches.iter_mut().zip(sequence.cached(shape)) {
-            for (position, token) in values.chunks(kv_width).enumerate() {
+            // What no row sees stays NaN.
+            let first_seen = (0..sequence.rows())
+                .map(|row| setting.changes.first_seen(sequence.position(row)))
+                .min()
+                .unwrap_or(0);
+            for (position, token) in values.chunks(kv_width).enumerate().skip(first_seen) {
                 let page = pages[position / page_size] as usize;
                 for (head, values) in token.chunks(shape.head_dim).enumerate() {
                     let at = page * strides.page + position % page_size * strides.token + head * strides.head;
@@ -282,22 +361,37 @@ fn run_watched(
     let mut memory = Memory { setting, sequences, pages: &pages, caches, qkv };
     change(&mut memory);
     let Memory { caches, qkv, .. } = memory;
+    let parts = separated(shape, &qkv, tables.candidates(), tables.masks());
     let [k, v, qkv] = [&caches[0], &caches[1], &qkv].map(|contents| bench.memory(contents));
+    let [q, mask_q, mask_k, mask_v] = parts
+        .map(|Part { elements, first, stride }| (bench.memory(&elements), first..elements.len(), stride));
+    let rows = |part| head_rows(bench, part);
     let mut out = bench.memory(&vec![NAN; all * shape.out_cols()]);
     let mut lse = bench.memory(&vec![f32::NAN; all * shape.q_heads]);
     let mut error = bench.memory(&[0u32]);
     let needed = kernels.attention_workspace_len(&tables, true, all, shape, split).unwrap();
     let mut workspace = bench.memory(&vec![f32::NAN; needed]);
+    let sinks = setting.changes.sinks(shape.q_heads).map(|sinks| bench.memory(&sinks));
     let args = JointAttention {
         pass: &tables,
         masks: true,
-        qkv: bench.view(&qkv),
+        qkv: if setting.separate {
+            let masks = MaskProjections { q: rows(&mask_q), k: rows(&mask_k), v: rows(&mask_v) };
+            Projections::Separate { q: rows(&q), masks: (tables.masks() > 0).then_some(masks) }
+        } else {
+            bench.view(&qkv).into()
+        },
         cache: PagedKv { k: bench.view(&k), v: bench.view(&v), k_strides: strides, v_strides: strides },
         out: bench.view_mut(&mut out),
         lse: Some(bench.view_mut(&mut lse)),
         workspace: bench.view_mut(&mut workspace),
         shape,
         split,
+        scores: ScoreChanges {
+            window: setting.changes.window,
+            soft_cap: setting.changes.soft_cap,
+            sinks: sinks.as_ref().map(|sinks| bench.view(sinks)),
+        },
         error: Some(bench.view_mut(&mut error)),
     };
     kernels.joint_attention(stream, &args).unwrap();
@@ -335,6 +429,15 @@ pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Resul
     let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
     let [keys, values] = sequence.cached(shape).map(|cached| f64s(&cached));
     let width = shape.kv_heads * shape.head_dim;
+    let sinks = setting
+        .changes
+        .sinks(shape.q_heads)
+        .map(|sinks| sinks.into_iter().map(f64::from).collect::<Vec<_>>());
+    let changes = flexdraft_reference::attention::ScoreChanges {
+        window: None, // the window decides below what a row sees
+        soft_cap: setting.changes.soft_cap.map(f64::from),
+        sinks: sinks.as_deref(),
+    };
     for (r, (out, lse)) in rows.iter().enumerate() {
         let row = f64s(&sequence.row(shape, r));
         let mut own = [vec![], vec![]];
@@ -351,12 +454,12 @@ pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Resul
                 sequence.start + sequence.groups[group]
             }
         };
-        let end = (limit + 1) * width;
+        let cached = setting.changes.first_seen(sequence.position(r)) * width..(limit + 1) * width;
         let seen = [
-            KeysValues { keys: &keys[..end], values: &values[..end] },
+            KeysValues { keys: &keys[cached.clone()], values: &values[cached] },
             KeysValues { keys: &own[0], values: &own[1] },
         ];
-        let exact = attend(heads, &row[..shape.out_cols()], &seen);
+        let exact = attend_with(heads, &row[..shape.out_cols()], &seen, &changes);
         for (i, &found) in out.iter().enumerate() {
             let error = (bf16::from_bits(found).to_f64() - exact.output[i]).abs() / exact.magnitude[i];
             prop_assert!(error < 1.0 / 128.0, "row {r}, element {i}: {error}");

@@ -1,7 +1,7 @@
 //! Tests attention over contexts and caches that are larger than in all other tests.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::simt::Checking;
 use flexdraft::runtime::{Limits, SimtOptions};
@@ -48,13 +48,14 @@ fn attend_last(
     let args = JointAttention {
         pass: &tables,
         masks: true,
-        qkv: bench.view(&qkv),
+        qkv: bench.view(&qkv).into(),
         cache: PagedKv { k: bench.view(k), v: bench.view(v), k_strides: strides, v_strides: strides },
         out: bench.view_mut(&mut out),
         lse: None,
         workspace: bench.view_mut(&mut workspace),
         shape: SHAPE,
         split: 64,
+        scores: ScoreChanges::default(),
         error: Some(bench.view_mut(&mut error)),
     };
     kernels.joint_attention(stream, &args).unwrap();

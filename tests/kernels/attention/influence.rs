@@ -5,7 +5,7 @@ use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Copies;
 
-use super::case::{Memory, Sequence, Setting, run, run_changed};
+use super::case::{Changes, Memory, Sequence, Setting, run, run_changed};
 use super::sample;
 use crate::processors::processors;
 
@@ -14,20 +14,25 @@ use crate::processors::processors;
 struct Row {
     sequence: usize,
     row: usize,
-    /// The row's limit: the last cached position that the row sees.
+    /// The first and the last cached position that the row sees.
+    first: usize,
     limit: usize,
     /// The index of the mask group to which the row belongs; `None` for a candidate.
     group: Option<usize>,
 }
 
-fn rows(sequences: &[Sequence]) -> Vec<Row> {
+fn rows(changes: Changes, sequences: &[Sequence]) -> Vec<Row> {
     let of = |(sequence, s): (usize, &Sequence)| {
         let (start, candidates, groups, slots) = (s.start, s.candidates, s.groups.clone(), s.slots);
         (0..s.rows()).map(move |row| match row.checked_sub(candidates) {
-            None => Row { sequence, row, limit: start + row, group: None },
+            None => {
+                Row { sequence, row, first: changes.first_seen(start + row), limit: start + row, group: None }
+            }
             Some(mask) => {
                 let group = mask / slots;
-                Row { sequence, row, limit: start + groups[group], group: Some(group) }
+                let limit = start + groups[group];
+                let first = changes.first_seen(limit + 1 + mask % slots);
+                Row { sequence, row, first, limit, group: Some(group) }
             }
         })
     };
@@ -48,15 +53,20 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
     let mut add = |name: String, make: Box<dyn Fn(&mut Memory<'_>)>, seen_by: Box<dyn Fn(&Row) -> bool>| {
         changes.push(Change { name: format!("{name} of sequence {sequence}"), make, seen_by });
     };
-    // The changed positions are the first and the last of the prefix, each position that the pass appends, and the rest
-    // of the last page, which no row sees.
+    // The changed positions are the first and the last of the prefix, each position that the pass appends, the rest of the
+    // last page, which no row sees, and the positions where windows begin.
     let page_end = s.length().next_multiple_of(setting.page_size);
-    let positions = [0, s.start - 1].into_iter().chain(s.start..page_end);
+    let windows = setting.changes.window.map_or(0..0, |_| {
+        let begins = (0..s.rows()).map(|row| setting.changes.first_seen(s.position(row)));
+        let (first, last) = (begins.clone().min().unwrap_or(0), begins.max().unwrap_or(0));
+        first.saturating_sub(1).max(1)..last + 1
+    });
+    let positions = [0, s.start - 1].into_iter().chain(windows).chain(s.start..page_end);
     for (position, tensor) in positions.flat_map(|position| [(position, 0), (position, 1)]) {
         add(
             format!("cached {} {position}", ["K", "V"][tensor]),
             Box::new(move |memory| memory.change_cached(tensor, sequence, position)),
-            Box::new(move |row| row.sequence == sequence && position <= row.limit),
+            Box::new(move |row| row.sequence == sequence && (row.first..=row.limit).contains(&position)),
         );
     }
     for (group, slot) in (0..s.groups.len()).flat_map(|group| (0..s.slots).map(move |slot| (group, slot))) {
@@ -92,15 +102,21 @@ fn what_a_row_must_not_see_changes_no_bit() {
         Sequence { start: 61, candidates: 5, groups: vec![0, 1, 2, 3, 4], slots: 2, seed: 1, first: 0 },
         Sequence { start: 126, candidates: 4, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
     ];
-    let all = rows(&sequences);
-    let variants = [(64, 6, 2, 24, Copies::Eager), (128, 3, 1, 1, Copies::Late)];
+    let variants = [
+        (64, 6, 2, 24, Copies::Eager, None),
+        (128, 3, 1, 1, Copies::Late, None),
+        (64, 2, 1, 24, Copies::Late, Some(66)),
+    ];
     for (processor, variant) in
         processors().flat_map(|processor| variants.map(|variant| (processor, variant)))
     {
-        let (head_dim, q_heads, kv_heads, multiprocessors, copies) = variant;
+        let (head_dim, q_heads, kv_heads, multiprocessors, copies, window) = variant;
+        let changes_of_model = Changes { window, ..Changes::default() };
+        let all = rows(changes_of_model, &sequences);
         let usual = Setting::of(AttentionShape { q_heads, kv_heads, head_dim }).on(processor);
         let options = SimtOptions { copies, ..usual.options };
-        let setting = Setting { options, multiprocessors, small: head_dim == 64, ..usual };
+        let setting =
+            Setting { options, multiprocessors, small: head_dim == 64, changes: changes_of_model, ..usual };
         let before = run(setting, &sequences);
         let changes = (0..sequences.len()).flat_map(|sequence| changes(setting, &sequences, sequence));
         for Change { name, make, seen_by } in sample(changes, 13) {

@@ -5,7 +5,7 @@ use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Copies;
 
-use super::case::{RowBits, Sequence, Setting, compare, run};
+use super::case::{Changes, RowBits, Sequence, Setting, compare, run};
 use super::sample;
 use crate::processors::processors;
 
@@ -55,6 +55,33 @@ fn any_number_of_multiprocessors_gives_the_same_bits() {
                 assert!(found == first, "{shape:?}: other bits on {multiprocessors} multiprocessors");
             }
         }
+    }
+}
+
+/// Tests windows that begin at every kind of edge: of a tile, of a split and of a span of 256 keys, before and behind it,
+/// far into a sequence, for mask rows whose windows begin in another item than the windows of candidates.
+#[test]
+fn windows() {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 1, head_dim: 64 };
+    let window = 100;
+    let mut sequences: Vec<Sequence> = [63, 64, 65, 255, 256, 257, 2047, 2048]
+        .map(|begin| sequence(begin + window - 1, 3, &[0, 2], 6))
+        .to_vec();
+    // The window of the last slot begins in the next span; a sequence that the window holds whole; a group alone.
+    sequences.push(sequence(250 + window, 1, &[0], 16));
+    sequences.push(sequence(40, 2, &[1], 8));
+    sequences.push(sequence(511 + window, 0, &[3, 9], 16));
+    let changes = Changes { window: Some(window), soft_cap: None, has_sinks: true };
+    for processor in processors() {
+        let setting =
+            |multiprocessors| Setting { multiprocessors, changes, ..Setting::of(shape) }.on(processor);
+        let first = run(setting(1), &sequences);
+        for (sequence, rows) in sequences.iter().zip(&first) {
+            compare(setting(1), sequence, rows).unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
+            let alone = run(setting(500), std::slice::from_ref(sequence));
+            assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
+        }
+        assert!(run(setting(500), &sequences) == first, "other bits in splits");
     }
 }
 

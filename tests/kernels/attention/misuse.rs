@@ -1,7 +1,7 @@
 //! Tests that attention operands that do not match give a typed error, and that no kernel is launched.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::SimtOptions;
 use half::bf16;
@@ -32,7 +32,7 @@ fn refuses_what_does_not_fit(bench: &Bench) {
         let args = JointAttention {
             pass: &tables,
             masks: true,
-            qkv: bench.view(&qkv),
+            qkv: bench.view(&qkv).into(),
             cache: PagedKv {
                 k: bench.view(&cache),
                 v: bench.view(&cache),
@@ -44,6 +44,7 @@ fn refuses_what_does_not_fit(bench: &Bench) {
             workspace: bench.view_mut(&mut workspace),
             shape,
             split,
+            scores: ScoreChanges::default(),
             error: None,
         };
         let result = kernels.joint_attention(stream, &args);

@@ -21,7 +21,7 @@ use crate::processors::{Processor, processors, runtimes_agree};
 use crate::support::close::close;
 use crate::support::properties::{fewer_than_usual, properties};
 use crate::support::simt_variant::checking;
-use case::{RowBits, Sequence, Setting, compare, run, run_on};
+use case::{Changes, RowBits, Sequence, Setting, compare, run, run_on};
 
 prop_compose! {
     fn sequence(longest: usize)(
@@ -50,14 +50,25 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn changes()(
+        window in prop::option::of(prop_oneof![Just(65usize), 65usize..300]),
+        soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 5.0, 30.0])),
+        has_sinks in any::<bool>(),
+    ) -> Changes {
+        Changes { window, soft_cap, has_sinks }
+    }
+}
+
+prop_compose! {
     fn setting()(
         head_dim in prop::sample::select(vec![64usize, 128]),
         ratio in 1usize..17,
         kv_heads in 1usize..3,
-        page_size in prop::sample::select(vec![16usize, 32, 64, 128]),
+        page_size in prop::sample::select(vec![1usize, 3, 16, 32, 48, 64, 272]),
         split in prop::sample::select(vec![64usize, 64, 128, 512]),
-        head_major in any::<bool>(),
+        (head_major, separate) in any::<(bool, bool)>(),
         padding in 0usize..3,
+        changes in prop_oneof![Just(Changes::default()), changes()],
         late in any::<bool>(),
         schedule in 0u64..4,
         small in any::<bool>(),
@@ -68,7 +79,19 @@ prop_compose! {
         let copies = if late { Copies::Late } else { Copies::Eager };
         let options = SimtOptions { checking: checking(Checking::Off), copies, schedule };
         let processor = Processor::Emulator;
-        Setting { shape, split, page_size, head_major, padding, processor, options, small, multiprocessors }
+        Setting {
+            shape,
+            split,
+            page_size,
+            head_major,
+            separate,
+            padding,
+            changes,
+            processor,
+            options,
+            small,
+            multiprocessors,
+        }
     }
 }
 
@@ -107,7 +130,8 @@ fn check_independence(
     together: &[Vec<RowBits>],
     parts: usize,
 ) -> Result<(), TestCaseError> {
-    let other = Setting { shape: setting.shape, split: setting.split, ..other };
+    let Setting { shape, split, changes, .. } = setting;
+    let other = Setting { shape, split, changes, ..other };
     let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
     let mut permuted = run(other, &reversed);
     permuted.reverse();
@@ -142,14 +166,18 @@ fn is_the_same_on_every_runtime() {
         Sequence { start: 63, candidates: 1, groups: vec![], slots: 0, seed: 2, first: 0 },
         Sequence { start: 17, candidates: 0, groups: vec![2], slots: 16, seed: 3, first: 0 },
     ];
-    for (head_dim, kv_heads, ratio, page_size, split, head_major) in [
+    let changed = Changes { window: Some(100), soft_cap: Some(5.0), has_sinks: true };
+    for (head_dim, kv_heads, ratio, page_size, split, other_layout) in [
         (64, 1, 3, 16, 64, false),
         (64, 2, 1, 64, 128, true),
         (128, 1, 8, 32, 64, false),
         (128, 2, 2, 128, 512, true),
     ] {
         let shape = AttentionShape { q_heads: kv_heads * ratio, kv_heads, head_dim };
-        let setting = Setting { page_size, split, head_major, padding: 1, ..Setting::of(shape) };
+        let (head_major, separate) = (other_layout, other_layout);
+        let changes = if other_layout { changed } else { Changes::default() };
+        let setting =
+            Setting { page_size, split, head_major, separate, changes, padding: 1, ..Setting::of(shape) };
         runtimes_agree(
             |bench| {
                 let rows = run_on(bench, setting, &sequences).concat();

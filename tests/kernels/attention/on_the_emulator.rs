@@ -5,7 +5,7 @@ use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Traffic};
 use proptest::prelude::*;
 
-use super::case::{Sequence, Setting, run, traffic, workspace_len};
+use super::case::{Changes, Sequence, Setting, run, traffic, workspace_len};
 use super::items::sequence as sequence_at;
 use super::{sequence, setting};
 use crate::support::properties::properties;
@@ -65,6 +65,28 @@ fn bytes_are_those_of_the_floor() {
             assert_eq!(bytes("attention_merge", "out"), out);
         }
     }
+}
+
+/// With a window, attention reads the keys and values that some row sees, and writes states for these alone.
+#[test]
+fn a_window_saves_bytes() {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+    let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
+    let sequences = [sequence_at(1500, 3, &[0, 2], 4)];
+    let changes = Changes { window: Some(150), ..Changes::default() };
+    let setting = Setting { changes, split: 128, multiprocessors: 24, options, ..Setting::of(shape) };
+    let traffic = traffic(setting, &sequences);
+    let of = |kernel: &str, operand: &str| {
+        let is = |t: &&Traffic| t.kernel.starts_with(kernel) && t.operand == operand;
+        traffic.iter().find(is).map(|t| (t.read_total, t.written))
+    };
+    // Candidate 0 sees the positions from 1351 on, and candidate 2 the last, 1502.
+    let read = (1502 + 1 - 1351) * 2 * 64 * 2;
+    assert_eq!(of("joint_attention", "k cache"), Some((read, 0)));
+    assert_eq!(of("joint_attention", "v cache"), Some((read, 0)));
+    // The positions lie in two splits, 1280 to 1407 and 1408 to 1535, and slots leave one more state.
+    let state = 4 * (64 + 2) * 4;
+    assert_eq!(of("joint_attention", "workspace").map(|(_, written)| written), Some((2 * 11 + 8) * state));
 }
 
 /// The workspace has a state per work item for every row and head, and one more for the slots unless one item has all

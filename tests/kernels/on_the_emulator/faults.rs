@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::rope::NormRopeAppend;
-use flexdraft::kernels::{Fault, Faults, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{
+    Fault, Faults, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges,
+};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft::runtime::simt::Checking;
 use flexdraft::runtime::{
@@ -137,7 +139,7 @@ fn append<R: Runtime<Stream = SimtStream>>(runtime: R, stream: SimtStream, pass:
     let args = NormRopeAppend {
         pass: &tables,
         kind: RowKind::Candidates,
-        qkv: stream.view_mut(&mut qkv),
+        qkv: stream.view_mut(&mut qkv).into(),
         cos_sin: stream.view(&cos_sin),
         norms: None,
         eps: 1e-6,
@@ -216,7 +218,7 @@ impl Attention {
         let args = JointAttention {
             pass,
             masks: true,
-            qkv: stream.view(&self.qkv),
+            qkv: stream.view(&self.qkv).into(),
             cache: PagedKv {
                 k: stream.view(k),
                 v: stream.view(v),
@@ -228,6 +230,7 @@ impl Attention {
             workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut self.workspace)),
             shape: SHAPE,
             split: SPLIT,
+            scores: ScoreChanges::default(),
             error: Some(stream.view_mut(&mut self.error)),
         };
         kernels.joint_attention(&stream, &args).unwrap();

@@ -6,7 +6,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft::runtime::{Cuda, RawCuda, RawStream, Runtime, Simt, SimtOptions};
 use half::bf16;
@@ -93,7 +93,7 @@ impl<R: Runtime> Layer<R> {
         let append = NormRopeAppend {
             pass: &self.tables,
             kind: RowKind::Candidates,
-            qkv: runtime.view_mut(stream, &mut self.qkv),
+            qkv: runtime.view_mut(stream, &mut self.qkv).into(),
             cos_sin: runtime.view(stream, &self.cos_sin),
             norms: None,
             eps: 1e-6,
@@ -111,7 +111,7 @@ impl<R: Runtime> Layer<R> {
         let attention = JointAttention {
             pass: &self.tables,
             masks: true,
-            qkv: runtime.view(stream, &self.qkv),
+            qkv: runtime.view(stream, &self.qkv).into(),
             cache: PagedKv {
                 k: runtime.view(stream, &self.k),
                 v: runtime.view(stream, &self.v),
@@ -123,6 +123,7 @@ impl<R: Runtime> Layer<R> {
             workspace: runtime.view_mut(stream, &mut self.workspace),
             shape: SHAPE,
             split: SPLIT,
+            scores: ScoreChanges::default(),
             error: None,
         };
         kernels.joint_attention(stream, &attention).unwrap();

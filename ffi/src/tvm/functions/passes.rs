@@ -142,25 +142,40 @@ fn cache(args: &mut Arguments<'_>, q_heads: u64) -> Outcome<(FlexdraftHeads, Fle
 
 /// `joint_attention(pass, qkv [rows, (q_heads + 2 kv_heads) head_dim], k_cache [pages, page_size, kv_heads, head_dim],
 /// v_cache, out [rows, q_heads head_dim], lse [rows, q_heads] or None, workspace, q_heads, split or 0, with_masks,
-/// error [1] or None)`.
+/// error [1] or None)`. With qkv None, four more arguments follow: q [candidates, q_heads head_dim] and mask_q, mask_k
+/// and mask_v of the mask rows, each None if there are no such rows; rows may be parts of longer rows. Three more may
+/// follow: sinks [q_heads] or None, window or 0, and soft_cap or 0.
 pub(super) fn joint_attention(args: &mut Arguments<'_>) -> Outcome<Any> {
     // SAFETY: the caller of the function keeps the object alive during the call, and no other call uses it.
     let pass = &raw const unsafe { args.pass("pass")? }.pass;
-    let qkv = args.tensor("qkv", Bf16, &[ANY, ANY])?;
+    let qkv = args.optional_tensor("qkv", Bf16, &[ANY, ANY])?;
+    let rows = qkv.map_or(ANY, |qkv| qkv.shape[0]);
     let (mut heads, cache) = cache(args, 0)?;
-    let out = args.tensor("out", Bf16, &[qkv.shape[0], ANY])?;
-    let lse = args.optional("lse", F32, &[qkv.shape[0], ANY])?;
+    let out = args.tensor("out", Bf16, &[rows, ANY])?;
+    let lse = args.optional("lse", F32, &[rows, ANY])?;
     let workspace = args.tensor("workspace", F32, &[ANY])?.buffer;
     heads.q_heads = args.size("q_heads")?;
     let (split, with_masks) = (args.size("split")?, args.flag("with_masks")?);
     let error_word = args.optional("error", Word, &[1])?;
+    let (columns, kv_columns) = columns(heads);
+    let q = args.optional_rows("q", columns)?;
+    let mask_q = args.optional_rows("mask_q", columns)?;
+    let mask_k = args.optional_rows("mask_k", kv_columns)?;
+    let mask_v = args.optional_rows("mask_v", kv_columns)?;
+    let mut sinks = FlexdraftBuffer::ABSENT;
+    let (mut window, mut soft_cap) = (0, 0.0);
+    if args.has_more() {
+        sinks = args.optional("sinks", F32, &[ANY])?;
+        window = args.size("window")?;
+        soft_cap = args.float("soft_cap")?;
+    }
     launch(
         args,
         &FlexdraftJointAttention {
             struct_size: 0,
             pass,
             heads,
-            qkv: qkv.buffer,
+            qkv: qkv.map_or(FlexdraftBuffer::ABSENT, |qkv| qkv.buffer),
             cache,
             out: out.buffer,
             lse,
@@ -169,8 +184,21 @@ pub(super) fn joint_attention(args: &mut Arguments<'_>) -> Outcome<Any> {
             split,
             with_masks,
             reserved: 0,
+            q,
+            mask_q,
+            mask_k,
+            mask_v,
+            sinks,
+            window,
+            soft_cap,
+            unused: 0,
         },
     )
+}
+
+/// Returns the numbers of elements in a row of q heads and in a row of k or v heads.
+fn columns(heads: FlexdraftHeads) -> (u64, u64) {
+    (heads.q_heads.saturating_mul(heads.head_dim), heads.kv_heads.saturating_mul(heads.head_dim))
 }
 
 /// `attention_workspace_len(pass, rows, q_heads, kv_heads, head_dim, split or 0, with_masks) -> int`.
@@ -208,12 +236,14 @@ pub(super) fn rope_table(args: &mut Arguments<'_>) -> Outcome<Any> {
 
 /// `norm_rope_append(pass, qkv [rows, (q_heads + 2 kv_heads) head_dim], cos_sin [rows, head_dim / 2, 2], q_norm
 /// [head_dim] or None, k_norm [head_dim] or None, k_cache [pages, page_size, kv_heads, head_dim], v_cache, q_heads,
-/// eps, masks, error [1] or None)`.
+/// eps, masks, error [1] or None)`. With qkv None, three more arguments follow: q [rows, q_heads head_dim], k and v [rows,
+/// kv_heads head_dim] of the candidate rows or of the mask rows; rows may be parts of longer rows.
 pub(super) fn norm_rope_append(args: &mut Arguments<'_>) -> Outcome<Any> {
     // SAFETY: as in `joint_attention`.
     let pass = &raw const unsafe { args.pass("pass")? }.pass;
-    let qkv = args.tensor("qkv", Bf16, &[ANY, ANY])?;
-    let cos_sin = args.tensor("cos_sin", F32, &[qkv.shape[0], ANY, 2])?.buffer;
+    let qkv = args.optional_tensor("qkv", Bf16, &[ANY, ANY])?;
+    let rows = qkv.map_or(ANY, |qkv| qkv.shape[0]);
+    let cos_sin = args.tensor("cos_sin", F32, &[rows, ANY, 2])?.buffer;
     let q_norm = args.optional("q_norm", F32, &[ANY])?;
     let k_norm = args.optional("k_norm", F32, &[ANY])?;
     let (mut heads, cache) = cache(args, 0)?;
@@ -221,7 +251,11 @@ pub(super) fn norm_rope_append(args: &mut Arguments<'_>) -> Outcome<Any> {
     let eps = args.float("eps")?;
     let kind = if args.flag("masks")? == 1 { FLEXDRAFT_MASKS } else { FLEXDRAFT_CANDIDATES };
     let error_word = args.optional("error", Word, &[1])?;
-    let qkv = qkv.buffer;
+    let (columns, kv_columns) = columns(heads);
+    let q = args.optional_rows("q", columns)?;
+    let k = args.optional_rows("k", kv_columns)?;
+    let v = args.optional_rows("v", kv_columns)?;
+    let qkv = qkv.map_or(FlexdraftBuffer::ABSENT, |qkv| qkv.buffer);
     launch(
         args,
         &FlexdraftNormRopeAppend {
@@ -236,6 +270,9 @@ pub(super) fn norm_rope_append(args: &mut Arguments<'_>) -> Outcome<Any> {
             error_word,
             eps,
             kind,
+            q,
+            k,
+            v,
         },
     )
 }

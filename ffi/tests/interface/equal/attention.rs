@@ -2,13 +2,13 @@
 
 use std::ptr;
 
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, attention, rope};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges, attention, rope};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft_ffi::*;
 use half::bf16;
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Noise, Opened, attempt, read, sequence, write};
+use crate::support::{ABSENT, NO_ROWS, Noise, Opened, attempt, columns, read, sequence, write};
 
 #[test]
 fn rope_append_and_attention() {
@@ -84,20 +84,27 @@ fn rope_append_and_attention() {
         let cached = pages * page_size * kv_heads * head_dim;
         let (mut k, mut v) = (noise.bf16s(cached), noise.bf16s(cached));
         let (mut found_k, mut found_v) = (k.clone(), v.clone());
-        let mut qkv = noise.bf16s(rows * shape.qkv_cols());
+        // Through the C interface, q, k and v are one tensor, or three tensors that are columns of one.
+        let separate = head_major;
+        let (width, k_column) = (shape.qkv_cols(), shape.out_cols());
+        let v_column = k_column + kv_heads * head_dim;
+        let mut qkv = noise.bf16s(rows * width);
         let mut found_qkv = qkv.clone();
         let (q_norm, k_norm) = (noise.floats(head_dim), noise.floats(head_dim));
         for (kind, number) in [(RowKind::Candidates, FLEXDRAFT_CANDIDATES), (RowKind::Masks, FLEXDRAFT_MASKS)]
         {
             // Mask rows have no norms here.
             let norms = kind == RowKind::Candidates;
+            let first = if kind == RowKind::Candidates { 0 } else { device.candidates() };
+            let fused = write(&mut found_qkv);
+            let part = |column| if separate { columns(fused, width, first, column) } else { NO_ROWS };
             kernels
                 .norm_rope_append(
                     &stream,
                     &rope::NormRopeAppend {
                         pass: &device,
                         kind,
-                        qkv: stream.view_mut(&mut qkv),
+                        qkv: stream.view_mut(&mut qkv).into(),
                         cos_sin: stream.view(&cos_sin),
                         norms: norms.then(|| (stream.view(&q_norm), stream.view(&k_norm))),
                         eps: 1e-5,
@@ -118,7 +125,7 @@ fn rope_append_and_attention() {
                 versioned!(FlexdraftNormRopeAppend {
                     pass: opened_pass.0,
                     heads,
-                    qkv: write(&mut found_qkv),
+                    qkv: if separate { ABSENT } else { fused },
                     cos_sin: read(&found_cos_sin),
                     q_norm: if norms { read(&q_norm) } else { ABSENT },
                     k_norm: if norms { read(&k_norm) } else { ABSENT },
@@ -126,6 +133,9 @@ fn rope_append_and_attention() {
                     error_word: ABSENT,
                     eps: 1e-5,
                     kind: number,
+                    q: part(0),
+                    k: part(k_column),
+                    v: part(v_column),
                 })
             );
         }
@@ -162,6 +172,12 @@ fn rope_append_and_attention() {
             assert!(len(bound) >= needed.unwrap());
             let mut workspace = vec![0u64; len(asked).div_ceil(2)];
             let workspace: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace);
+            let fused = read(&found_qkv);
+            let sinks = noise.floats(4);
+            let of_masks = |column| match separate && masks {
+                true => columns(fused, width, device.candidates(), column),
+                false => NO_ROWS,
+            };
             let outs = || (vec![bf16::ONE; rows * shape.out_cols()], vec![1f32; rows * 4]);
             let ((mut out, mut lse), (mut found_out, mut found_lse)) = (outs(), outs());
             kernels
@@ -170,7 +186,7 @@ fn rope_append_and_attention() {
                     &attention::JointAttention {
                         pass: &device,
                         masks,
-                        qkv: stream.view(&qkv),
+                        qkv: stream.view(&qkv).into(),
                         cache: PagedKv {
                             k: stream.view(&k),
                             v: stream.view(&v),
@@ -182,6 +198,11 @@ fn rope_append_and_attention() {
                         workspace: stream.view_mut(workspace),
                         shape,
                         split: attention::DEFAULT_SPLIT,
+                        scores: ScoreChanges {
+                            window: masks.then_some(65),
+                            soft_cap: masks.then_some(2.0),
+                            sinks: masks.then(|| stream.view(&sinks)),
+                        },
                         error: None,
                     },
                 )
@@ -192,7 +213,7 @@ fn rope_append_and_attention() {
                 versioned!(FlexdraftJointAttention {
                     pass: opened_pass.0,
                     heads,
-                    qkv: read(&found_qkv),
+                    qkv: if separate { ABSENT } else { fused },
                     cache: cache(read(&found_k), read(&found_v)),
                     out: write(&mut found_out),
                     lse: write(&mut found_lse),
@@ -201,6 +222,14 @@ fn rope_append_and_attention() {
                     split: 0,
                     with_masks: u32::from(masks),
                     reserved: 0,
+                    q: if separate { columns(fused, width, 0, 0) } else { NO_ROWS },
+                    mask_q: of_masks(0),
+                    mask_k: of_masks(k_column),
+                    mask_v: of_masks(v_column),
+                    sinks: if masks { read(&sinks) } else { ABSENT },
+                    window: if masks { 65 } else { 0 },
+                    soft_cap: if masks { 2.0 } else { 0.0 },
+                    unused: 0,
                 })
             );
             assert_eq!((bits(&found_out), bits(&found_lse)), (bits(&out), bits(&lse)));

@@ -229,6 +229,15 @@ enum Argument {
 }
 use Argument::{At, Value};
 
+/// Returns the values of arguments whose operands are `tensors`.
+fn values_of(arguments: &[Argument], tensors: &[Tensor]) -> Vec<Any> {
+    let value_of = |argument: &Argument| match *argument {
+        At(index) => value(&tensors[index]),
+        Value(value) => value,
+    };
+    arguments.iter().map(value_of).collect()
+}
+
 /// Runs a kernel through both interfaces on copies of the operands, and asserts that they leave the same bits and
 /// change something. Returns the operands after the run.
 fn same(
@@ -241,11 +250,7 @@ fn same(
     let buffers: Vec<_> = by_c.iter_mut().map(Operand::buffer).collect();
     attempt(|error| through_c(&buffers, error)).unwrap();
     let tensors: Vec<_> = by_tvm.iter_mut().map(Operand::tensor).collect();
-    let take = |argument: &Argument| match *argument {
-        At(index) => value(&tensors[index]),
-        Value(value) => value,
-    };
-    let values: Vec<_> = arguments.iter().map(take).collect();
+    let values = values_of(arguments, &tensors);
     assert_eq!(call(name, &values), Ok(NONE), "{name}");
     for (index, (c, tvm)) in by_c.iter().zip(&by_tvm).enumerate() {
         assert_eq!(tvm.memory, c.memory, "{name}: operand {index}");

@@ -8,8 +8,8 @@ use flexdraft_ffi::*;
 
 use super::Argument::{At, Value};
 use super::Type::{Bf16, F32, I32, U32};
-use super::{Any, NONE, Operand, Tensor, VERDICT, call, flag, float, int, number, same, value};
-use crate::support::{ABSENT, Noise, Opened, sequence};
+use super::{Any, NONE, Operand, Tensor, VERDICT, call, flag, float, int, number, same, value, values_of};
+use crate::support::{ABSENT, NO_ROWS, Noise, Opened, sequence};
 
 /// A pass of TVM-FFI. Dropping it calls the object's deleter as TVM-FFI does when the last reference goes.
 pub struct Pass(pub Any);
@@ -70,6 +70,14 @@ impl Drop for Pass {
     }
 }
 
+/// Returns the columns from `column` on of the rows from `row` on of a matrix, as a tensor. The shape and the strides
+/// outlive the tensor.
+fn part(matrix: &mut Operand, row: usize, column: usize, shape: &[i64; 2], strides: &[i64; 2]) -> Tensor {
+    let first = row * strides[0] as usize + column;
+    let (shape, strides) = (shape.as_ptr(), strides.as_ptr());
+    Tensor { byte_offset: 2 * first as u64, shape, strides, ..matrix.tensor() }
+}
+
 #[test]
 fn passes_rope_and_attention() {
     let (opened, mut noise) = (Opened::new(), Noise(7));
@@ -93,7 +101,9 @@ fn passes_rope_and_attention() {
     }));
     let table = same("rope_table", &operands, &[Value(tvm.0), At(0), At(1), Value(float(0.5))], c);
 
-    let columns = (q_heads + 2 * kv_heads) * head_dim;
+    let (q_columns, kv_columns) = (q_heads * head_dim, kv_heads * head_dim);
+    let columns = q_columns + 2 * kv_columns;
+    let row_strides = [columns as i64, 1];
     let cached = [pages, page_size, kv_heads, head_dim];
     let token = (kv_heads * head_dim) as u64;
     let cache = |k, v| FlexdraftCache {
@@ -129,6 +139,9 @@ fn passes_rope_and_attention() {
             error_word: b[6],
             eps: 0.5,
             kind: u32::from(masks),
+            q: NO_ROWS,
+            k: NO_ROWS,
+            v: NO_ROWS,
         }));
         let arguments = [
             Value(tvm.0),
@@ -143,7 +156,21 @@ fn passes_rope_and_attention() {
             Value(flag(masks)),
             At(6),
         ];
+        // The columns of q, k and v of these rows, as tensors of their own, give the same.
+        let mut apart = operands.clone();
+        let (first, count) = if masks { (11, 9) } else { (0, 11) };
+        let (q_shape, kv_shape) = ([count, q_columns as i64], [count, kv_columns as i64]);
+        let parts = [(0, &q_shape), (q_columns, &kv_shape), (q_columns + kv_columns, &kv_shape)]
+            .map(|(column, shape)| part(&mut apart[0], first, column, shape, &row_strides));
+        let tensors: Vec<Tensor> = apart.iter_mut().map(Operand::tensor).collect();
+        let mut values = values_of(&arguments, &tensors);
+        values[1] = NONE;
+        values.extend(parts.each_ref().map(value));
+        assert_eq!(call("norm_rope_append", &values), Ok(NONE));
         operands = same("norm_rope_append", &operands, &arguments, c);
+        for (index, (apart, together)) in apart.iter().zip(&operands).enumerate() {
+            assert_eq!(apart.memory, together.memory, "operand {index}");
+        }
     }
 
     let shape = [rows as i64, q_heads as i64, kv_heads as i64, head_dim as i64, 0].map(int);
@@ -155,6 +182,7 @@ fn passes_rope_and_attention() {
         Operand::new(Bf16, &[rows, q_heads * head_dim]),
         Operand::new(F32, &[rows, q_heads]),
         Operand::new(F32, &[len]),
+        Operand::noise(F32, &[q_heads], &mut noise),
     ];
     let c = c!(opened, flexdraft_joint_attention, |b| versioned!(FlexdraftJointAttention {
         pass: pass.0,
@@ -168,6 +196,14 @@ fn passes_rope_and_attention() {
         split: 0,
         with_masks: 1,
         reserved: 0,
+        q: NO_ROWS,
+        mask_q: NO_ROWS,
+        mask_k: NO_ROWS,
+        mask_v: NO_ROWS,
+        sinks: b[6],
+        window: 65,
+        soft_cap: 2.0,
+        unused: 0,
     }));
     let arguments = [
         Value(tvm.0),
@@ -181,8 +217,38 @@ fn passes_rope_and_attention() {
         Value(int(0)),
         Value(flag(true)),
         Value(NONE),
+        Value(NONE),
+        Value(NONE),
+        Value(NONE),
+        Value(NONE),
+        At(6),
+        Value(int(65)),
+        Value(float(2.0)),
     ];
     let after = same("joint_attention", &operands, &arguments, c);
+
+    // The columns of q, k and v, as tensors of their own, give the same output.
+    let mut apart = operands.to_vec();
+    let (q_shape, mask_shape, kv_shape) =
+        ([11, q_columns as i64], [9, q_columns as i64], [9, kv_columns as i64]);
+    let parts = [
+        (0, 0, &q_shape),
+        (11, 0, &mask_shape),
+        (11, q_columns, &kv_shape),
+        (11, q_columns + kv_columns, &kv_shape),
+    ]
+    .map(|(row, column, shape)| part(&mut apart[0], row, column, shape, &row_strides));
+    let tensors: Vec<Tensor> = apart.iter_mut().map(Operand::tensor).collect();
+    let mut values = values_of(&arguments, &tensors);
+    values[1] = NONE;
+    values[11..15].copy_from_slice(&parts.each_ref().map(value));
+    assert_eq!(call("joint_attention", &values), Ok(NONE));
+    assert_eq!(apart[3].memory, after[3].memory);
+    let short_shape = [8, kv_columns as i64];
+    let short = Tensor { shape: short_shape.as_ptr(), ..parts[3] };
+    values[14] = value(&short);
+    let (kind, text) = call("joint_attention", &values).unwrap_err();
+    assert!(kind == "ValueError" && text.contains("`mask v`"), "{kind}: {text}");
 
     // A cache with heads before tokens, seen as [page, token, head, dim] by its strides, gives the same output.
     let [_, page, token, _] = [0, 16 * 2 * 64, 2 * 64, 64usize];
@@ -213,6 +279,13 @@ fn passes_rope_and_attention() {
         int(0),
         flag(true),
         NONE,
+        NONE,
+        NONE,
+        NONE,
+        NONE,
+        value(&tensors[6]),
+        int(65),
+        float(2.0),
     ];
     assert_eq!(call("joint_attention", &values), Ok(NONE));
     assert_eq!(others[3].memory, after[3].memory);

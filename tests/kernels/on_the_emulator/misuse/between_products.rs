@@ -5,7 +5,7 @@ use flexdraft::kernels::activation::{SiluAdd, SiluMul};
 use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKvMut};
+use flexdraft::kernels::{HeadRows, HeadRowsMut, KvStrides, PagedKvMut, ProjectionsMut};
 use flexdraft::layout::{AttentionShape, RowKind};
 use half::bf16;
 
@@ -226,6 +226,8 @@ struct Append {
     v: Memory,
     strides: KvStrides,
     error: Memory,
+    /// The tensors of the candidates' q, k and v in place of `qkv`, with the distance of their rows.
+    separate: Option<([Memory; 3], usize)>,
 }
 
 fn append() -> Append {
@@ -240,16 +242,32 @@ fn append() -> Append {
         v: cached(),
         strides: KvStrides::token_major(PAGE_SIZE, 2, 64),
         error: Memory::zeros::<u32>(1),
+        separate: None,
     }
+}
+
+/// Returns the operands with the q, k and v of four candidates in tensors of their own, whose rows have the distance of
+/// q's.
+fn append_separate() -> Append {
+    let rows = |elements: usize| Memory::zeros::<bf16>(3 * 4 * 64 + elements);
+    Append { separate: Some(([rows(4 * 64), rows(2 * 64), rows(2 * 64)], 4 * 64)), ..append() }
 }
 
 impl Launch for Append {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let pass = &tables(host);
+        let qkv = match &mut self.separate {
+            None => self.qkv.view_mut(host).into(),
+            Some(([q, k, v], stride)) => ProjectionsMut::Separate {
+                q: HeadRowsMut { view: q.view_mut(host), stride: *stride },
+                k: HeadRowsMut { view: k.view_mut(host), stride: *stride },
+                v: HeadRows { view: v.view(host), stride: *stride },
+            },
+        };
         let args = NormRopeAppend {
             pass,
             kind: RowKind::Candidates,
-            qkv: self.qkv.view_mut(host),
+            qkv,
             cos_sin: self.cos_sin.view(host),
             norms: Some((self.norms.0.view(host), self.norms.1.view(host))),
             eps: 1e-6,
@@ -286,4 +304,20 @@ fn norm_rope_append() {
     let kernels = [KERNEL, KERNEL, "norm_rope_append_d128"];
     super::attention::heads_are_checked(append, |k| &mut k.shape, kernels);
     super::attention::strides_are_checked(append, |k| &mut k.strides, KERNEL);
+    taken(append_separate);
+    operands_are_checked(
+        append_separate,
+        KERNEL,
+        &[
+            measured("q", 16, |k: &mut Append| &mut k.separate.as_mut().unwrap().0[0]),
+            measured("k", 16, |k| &mut k.separate.as_mut().unwrap().0[1]),
+            measured("v", 16, |k| &mut k.separate.as_mut().unwrap().0[2]),
+            measured("cos_sin", 8, |k| &mut k.cos_sin),
+        ],
+    );
+    super::attention::row_strides_are_checked(
+        append_separate,
+        |k| &mut k.separate.as_mut().unwrap().1,
+        KERNEL,
+    );
 }
