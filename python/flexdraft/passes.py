@@ -83,7 +83,7 @@ class PassTables:
         Args:
             sequences: the sequences in batch order.
             pages: number of pages of the cache; page ids are smaller.
-            page_size: tokens per page.
+            page_size: tokens per page: 1 to 15, or a multiple of 16. With 1, page ids are slots of tokens.
 
         Raises:
             ValueError: a sequence is not possible; the text names the sequence, what was found and the limit.
@@ -137,16 +137,17 @@ def rope_table(tables: PassTables, inv_freq: Tensor, cos_sin: Tensor, *, scale: 
     run("rope_table", tables._object, read(inv_freq), write(cos_sin), scale)
 
 
-def norm_rope_append(tables: PassTables, qkv: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor, *,
+def norm_rope_append(tables: PassTables, qkv: OptionalTensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor, *,
                      q_heads: int, masks: bool, q_norm: OptionalTensor = None, k_norm: OptionalTensor = None,
-                     eps: float = 1e-6, error: OptionalTensor = None) -> None:
+                     eps: float = 1e-6, q: OptionalTensor = None, k: OptionalTensor = None, v: OptionalTensor = None,
+                     error: OptionalTensor = None) -> None:
     """Applies the norms, if there are weights, and the rotation to q and k of the candidate rows or of the mask rows,
     and appends the candidates' k and v to the cache.
 
     Args:
         tables: the tables of the pass.
         qkv: q, k and v heads of every row, bf16 ``[rows, (q_heads + 2 kv_heads) head_dim]``, aligned to 16 bytes; q,
-            and the k of mask rows, change in place.
+            and the k of mask rows, change in place. None if ``q``, ``k`` and ``v`` are there.
         cos_sin: what ``rope_table`` wrote, f32 ``[rows, head_dim / 2, 2]``.
         k_cache: written, the keys of the layer, bf16 ``[pages, page_size, kv_heads, head_dim]`` with any strides that
             are multiples of 8 and adjacent elements within a head.
@@ -156,6 +157,10 @@ def norm_rope_append(tables: PassTables, qkv: Tensor, cos_sin: Tensor, k_cache: 
         q_norm: RMSNorm weight of a q head, f32 ``[head_dim]``; with it, ``k_norm`` is present too.
         k_norm: RMSNorm weight of a k head, f32 ``[head_dim]``.
         eps: what the norms add to the mean of squares.
+        q: q heads of the rows of this kind alone, bf16 ``[rows, q_heads head_dim]``, in place of ``qkv``: row 0 is the
+            first candidate row or the first mask row. Rows may be parts of longer rows.
+        k: k heads, bf16 ``[rows, kv_heads head_dim]``, with ``q``.
+        v: v heads, bf16 ``[rows, kv_heads head_dim]``, with ``q``.
         error: the device error word, u32 or i32 ``[1]``; fault 1 for a page id out of range.
 
     Raises:
@@ -163,12 +168,14 @@ def norm_rope_append(tables: PassTables, qkv: Tensor, cos_sin: Tensor, k_cache: 
         ValueError: an operand has another shape, alignment or device.
     """
     run("norm_rope_append", tables._object, write(qkv), read(cos_sin), read(q_norm), read(k_norm), write(k_cache),
-        write(v_cache), q_heads, eps, masks, write(error))
+        write(v_cache), q_heads, eps, masks, write(error), write(q), write(k), read(v))
 
 
-def joint_attention(tables: PassTables, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor,
+def joint_attention(tables: PassTables, qkv: OptionalTensor, k_cache: Tensor, v_cache: Tensor, out: Tensor,
                     workspace: Tensor, *, q_heads: int, lse: OptionalTensor = None, split: int = 0,
-                    masks: bool = True, error: OptionalTensor = None) -> None:
+                    masks: bool = True, q: OptionalTensor = None, mask_q: OptionalTensor = None,
+                    mask_k: OptionalTensor = None, mask_v: OptionalTensor = None, sinks: OptionalTensor = None,
+                    window: int = 0, soft_cap: float = 0.0, error: OptionalTensor = None) -> None:
     """Computes ``softmax(q K^T / sqrt(head_dim)) V`` over the keys that each row of the pass sees, for one layer.
 
     Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
@@ -177,7 +184,8 @@ def joint_attention(tables: PassTables, qkv: Tensor, k_cache: Tensor, v_cache: T
     Args:
         tables: the tables of the pass.
         qkv: q, k and v heads of every row after ``norm_rope_append``, bf16 ``[rows, (q_heads + 2 kv_heads)
-            head_dim]``, aligned to 16 bytes. The k and v of mask rows are read here, those of candidates in the cache.
+            head_dim]``, aligned to 16 bytes. The k and v of mask rows are read here, the k and v of candidates in the
+            cache. None if ``q`` or ``mask_q`` is there.
         k_cache: the keys of the layer, as in ``norm_rope_append``.
         v_cache: the values of the layer.
         out: written, bf16 ``[rows, q_heads head_dim]``, aligned to 16 bytes; zeros for rows after the pass.
@@ -186,6 +194,15 @@ def joint_attention(tables: PassTables, qkv: Tensor, k_cache: Tensor, v_cache: T
         lse: written, the natural logarithm of the sum of exp(score), f32 ``[rows, q_heads]``.
         split: keys per split of a long sequence, a multiple of 64, or 0 for 512.
         masks: whether mask rows take part; False below the tail layers.
+        q: q heads of the candidate rows, bf16 ``[candidates, q_heads head_dim]``, in place of ``qkv``; None if the pass
+            has no candidates. Rows may be parts of longer rows.
+        mask_q: q heads of the mask rows, bf16 ``[mask rows, q_heads head_dim]``; None if no mask rows take part.
+        mask_k: k heads of the mask rows, bf16 ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
+        mask_v: v heads of the mask rows, bf16 ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
+        sinks: a score for each query head, f32 ``[q_heads]``, that joins the softmax of every row without a value.
+        window: the number of positions that a row sees up to its own (sliding window), at least 65; 0 for no window. A
+            mask row sees all slots of its group.
+        soft_cap: the cap c, 1 to 1000, by which a score s becomes ``c tanh(s / c)``; 0 for no cap.
         error: the device error word, u32 or i32 ``[1]``; fault 1 for a page id out of range, 8 for a sequence that is
             longer than the workspace allows.
 
@@ -194,7 +211,8 @@ def joint_attention(tables: PassTables, qkv: Tensor, k_cache: Tensor, v_cache: T
         ValueError: an operand has another shape, alignment or device, or the kernels do not support the heads.
     """
     run("joint_attention", tables._object, read(qkv), read(k_cache), read(v_cache), write(out), write(lse),
-        write(workspace), q_heads, split, masks, write(error))
+        write(workspace), q_heads, split, masks, write(error), read(q), read(mask_q), read(mask_k), read(mask_v),
+        read(sinks), window, float(soft_cap))
 
 
 def follow_verdicts(tables: PassTables, sequences: Tensor, verdicts: Tensor, *, error: OptionalTensor = None) -> None:

@@ -84,14 +84,15 @@ _SCHEMAS = {
         "(SymInt tables, Tensor state, Tensor inv_freq, Tensor(a!) cos_sin, float scale=1.0) -> ()"
     ),
     passes.norm_rope_append: (
-        "(SymInt tables, Tensor state, Tensor(a!) qkv, Tensor cos_sin, Tensor(b!) k_cache, Tensor(c!) v_cache, "
-        "SymInt q_heads, bool masks, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-06, "
-        "Tensor(d!)? error=None) -> ()"
+        "(SymInt tables, Tensor state, Tensor(a!)? qkv, Tensor cos_sin, Tensor(b!) k_cache, Tensor(c!) v_cache, "
+        "SymInt q_heads, bool masks, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-06, Tensor(d!)? q=None, "
+        "Tensor(e!)? k=None, Tensor? v=None, Tensor(f!)? error=None) -> ()"
     ),
     passes.joint_attention: (
-        "(SymInt tables, Tensor state, Tensor qkv, Tensor k_cache, Tensor v_cache, Tensor(a!) out, "
+        "(SymInt tables, Tensor state, Tensor? qkv, Tensor k_cache, Tensor v_cache, Tensor(a!) out, "
         "Tensor(b!) workspace, SymInt q_heads, Tensor(c!)? lse=None, SymInt split=0, bool masks=True, "
-        "Tensor(d!)? error=None) -> ()"
+        "Tensor? q=None, Tensor? mask_q=None, Tensor? mask_k=None, Tensor? mask_v=None, Tensor? sinks=None, "
+        "SymInt window=0, float soft_cap=0.0, Tensor(d!)? error=None) -> ()"
     ),
     passes.follow_verdicts: (
         "(SymInt tables, Tensor(a!) state, Tensor sequences, Tensor verdicts, Tensor(b!)? error=None) -> ()"
@@ -140,22 +141,26 @@ def rope_table(tables: PassTables, inv_freq: Tensor, cos_sin: Tensor, *, scale: 
     torch.ops.flexdraft.rope_table(tables.number, tables.state, inv_freq, cos_sin, scale=scale)
 
 
-def norm_rope_append(tables: PassTables, qkv: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor, *,
+def norm_rope_append(tables: PassTables, qkv: Optional[Tensor], cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor, *,
                      q_heads: int, masks: bool, q_norm: Optional[Tensor] = None, k_norm: Optional[Tensor] = None,
-                     eps: float = 1e-6, error: Optional[Tensor] = None) -> None:
+                     eps: float = 1e-6, q: Optional[Tensor] = None, k: Optional[Tensor] = None,
+                     v: Optional[Tensor] = None, error: Optional[Tensor] = None) -> None:
     """Calls the operator ``norm_rope_append``; see ``flexdraft.norm_rope_append``."""
     torch.ops.flexdraft.norm_rope_append(
         tables.number, tables.state, qkv, cos_sin, k_cache, v_cache, q_heads=q_heads, masks=masks, q_norm=q_norm,
-        k_norm=k_norm, eps=eps, error=error)
+        k_norm=k_norm, eps=eps, q=q, k=k, v=v, error=error)
 
 
-def joint_attention(tables: PassTables, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor,
+def joint_attention(tables: PassTables, qkv: Optional[Tensor], k_cache: Tensor, v_cache: Tensor, out: Tensor,
                     workspace: Tensor, *, q_heads: int, lse: Optional[Tensor] = None, split: int = 0,
-                    masks: bool = True, error: Optional[Tensor] = None) -> None:
+                    masks: bool = True, q: Optional[Tensor] = None, mask_q: Optional[Tensor] = None,
+                    mask_k: Optional[Tensor] = None, mask_v: Optional[Tensor] = None, sinks: Optional[Tensor] = None,
+                    window: int = 0, soft_cap: float = 0.0, error: Optional[Tensor] = None) -> None:
     """Calls the operator ``joint_attention``; see ``flexdraft.joint_attention``."""
     torch.ops.flexdraft.joint_attention(
         tables.number, tables.state, qkv, k_cache, v_cache, out, workspace, q_heads=q_heads, lse=lse, split=split,
-        masks=masks, error=error)
+        masks=masks, q=q, mask_q=mask_q, mask_k=mask_k, mask_v=mask_v, sinks=sinks, window=window, soft_cap=soft_cap,
+        error=error)
 
 
 def follow_verdicts(tables: PassTables, sequences: Tensor, verdicts: Tensor, *,

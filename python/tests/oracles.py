@@ -53,8 +53,12 @@ def rotated(x, angles):
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def attention(q, k, v):
+def attention(q, k, v, sink=-np.inf, soft_cap=np.inf):
     """Returns attention's output and log-sum of one row: q `[head_dim]`, k and v `[keys, head_dim]`."""
     scores = k.astype(np.float64) @ q.astype(np.float64) / np.sqrt(q.shape[-1])
-    weights = np.exp(scores - scores.max())
-    return weights @ v / weights.sum(), scores.max() + np.log(weights.sum())
+    if soft_cap < np.inf:
+        scores = soft_cap * np.tanh(scores / soft_cap)
+    largest = max(scores.max(), sink)
+    weights = np.exp(scores - largest)
+    total = weights.sum() + np.exp(sink - largest)
+    return weights @ v / total, largest + np.log(total)

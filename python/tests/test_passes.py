@@ -128,6 +128,68 @@ class Passes(unittest.TestCase):
         np.testing.assert_array_equal(alone[:candidates], joint[:candidates])
         self.assertFalse((alone[candidates:] == joint[candidates:]).all())
 
+    def test_tensors_of_their_own(self):
+        (qkv_before, k_before, v_before), (qkv, k, v), (q_norm, k_norm) = self.appended()
+        fused, _ = self.attended(qkv, k, v)
+        candidates = sum(sequence.candidates for sequence in SEQUENCES)
+        apart, cos_sin = qkv_before.copy(), np.zeros((len(self.rows), HEAD_DIM // 2, 2), np.float32)
+        flexdraft.rope_table(self.tables, self.inverse_frequencies(), cos_sin)
+        q_cols, k_cols = Q_HEADS * HEAD_DIM, (Q_HEADS + KV_HEADS) * HEAD_DIM
+        kinds = [(part[:, :q_cols], part[:, q_cols:k_cols], part[:, k_cols:])
+                 for part in (apart[:candidates], apart[candidates:])]
+        for masks, (q, new_k, new_v) in enumerate(kinds):
+            flexdraft.norm_rope_append(self.tables, None, cos_sin, k_before, v_before, q_heads=Q_HEADS, masks=bool(masks),
+                                       q_norm=q_norm, k_norm=k_norm, eps=1e-5, q=q, k=new_k, v=new_v)
+        np.testing.assert_array_equal(apart[:, :q_cols], qkv[:, :q_cols])
+        np.testing.assert_array_equal(apart[candidates:], qkv[candidates:])
+        np.testing.assert_array_equal(k_before, k)
+        np.testing.assert_array_equal(v_before, v)
+        (q, _, _), (mask_q, mask_k, mask_v) = kinds
+        out, _ = self.attended(None, k, v, q=q, mask_q=mask_q, mask_k=mask_k, mask_v=mask_v)
+        np.testing.assert_array_equal(out, fused)
+
+    def test_slots_of_tokens(self):
+        _, (qkv, k, v), _ = self.appended()
+        pages, _ = self.attended(qkv, k, v)
+        slots = flexdraft.PassTables(max_batch=2, max_pages=48)
+        slots.upload([
+            flexdraft.SequenceRows([page * PAGE_SIZE + token for page in s.pages for token in range(PAGE_SIZE)], s.start,
+                                   s.candidates, s.groups, s.slots) for s in SEQUENCES
+        ], pages=PAGES * PAGE_SIZE, page_size=1)
+        self.tables = slots
+        alone, _ = self.attended(qkv, *(part.reshape(-1, 1, KV_HEADS, HEAD_DIM) for part in (k, v)))
+        np.testing.assert_array_equal(alone, pages)
+
+    def test_a_window_sinks_and_a_soft_cap(self):
+        start, window, cap, group, slots = 90, 70, 2.0, 1, 3
+        self.tables = flexdraft.PassTables(max_batch=1, max_pages=6)
+        ids = [3, 1, 5, 0, 4, 2]
+        self.tables.upload([flexdraft.SequenceRows(ids, start, 2, [group], slots)], pages=PAGES, page_size=PAGE_SIZE)
+        self.rows = [None] * 5
+        qkv = bf16s(self.random, 5, QKV_COLS)
+        k, v = (bf16s(self.random, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv")
+        sinks = floats(self.random, Q_HEADS)
+        heads = to_float(qkv).reshape(5, -1, HEAD_DIM)
+        cached = [to_float(part[ids]).reshape(-1, KV_HEADS, HEAD_DIM) for part in (k, v)]
+        for options in (dict(window=window), dict(sinks=sinks), dict(soft_cap=cap),
+                        dict(window=window, sinks=sinks, soft_cap=cap)):
+            out, lse = self.attended(qkv, k, v, **options)
+            for row in range(5):
+                position = start + row if row < 2 else start + group + 1 + row - 2
+                end = start + (row if row < 2 else group) + 1
+                first = max(0, position + 1 - options.get("window", 1000))
+                for head in range(Q_HEADS):
+                    kv = head // (Q_HEADS // KV_HEADS)
+                    keys, values = (part[first:end, kv] for part in cached)
+                    if row >= 2:
+                        keys = np.concatenate([keys, heads[2:, Q_HEADS + kv]])
+                        values = np.concatenate([values, heads[2:, Q_HEADS + KV_HEADS + kv]])
+                    sink = sinks[head] if "sinks" in options else -np.inf
+                    expected, log_sum = attention(heads[row, head], keys, values, sink, options.get("soft_cap", np.inf))
+                    found = to_float(out[row, head * HEAD_DIM:(head + 1) * HEAD_DIM])
+                    np.testing.assert_allclose(found, expected, rtol=2**-6, atol=2**-8, err_msg=f"{options} {row} {head}")
+                    self.assertAlmostEqual(lse[row, head], log_sum, delta=2**-8)
+
     def test_follow_verdicts(self):
         drafting = flexdraft.PassTables("cpu", max_batch=1, max_pages=1)
         drafting.upload([flexdraft.SequenceRows([0], start=5, candidates=0, groups=[3], slots=4)], pages=1, page_size=16)
