@@ -247,9 +247,9 @@ impl<R: Runtime> Kernels<R> {
         attention_workspace_len(shape, rows.max(pass.rows_with(masks)), pass.longest(), item)
     }
 
-    /// Computes softmax(q Kᵀ / √head_dim) V over the keys that each row sees, with the changes of [`ScoreChanges`]. Candidate i sees the cached positions 0 to
-    /// n + i, n being the position of candidate 0. A row of group k sees the cached positions 0 to n + k, and the slots of
-    /// its own group.
+    /// Computes softmax(q Kᵀ / √head_dim) V over the keys that each row sees, with the changes of [`ScoreChanges`].
+    /// Candidate i sees the cached positions 0 to n + i, n being the position of candidate 0. A row of group k sees the
+    /// cached positions 0 to n + k, and the slots of its own group.
     ///
     /// Products are of bf16 with f32 sums. Weights are rounded to bf16 before they multiply V, and divided by the sum of
     /// the rounded weights. Keys that a row does not see have no influence on its bits, as long as V is finite at keys
