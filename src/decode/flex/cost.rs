@@ -35,8 +35,13 @@ type Vector = [f64; PRICES];
 const MEMORY: f64 = 300.0;
 const LONG_MEMORY: f64 = 20_000.0;
 const LONG_SHARE: f64 = 0.3;
-/// Number of rounds of coordinate descent per step.
-const ROUNDS: usize = 40;
+/// Number of rounds of coordinate descent after each of the first steps, and after each later step. Every fit begins at
+/// the prices of the fit before.
+const FIRST_ROUNDS: usize = 40;
+const ROUNDS: usize = 8;
+const FIRST_STEPS: u64 = 64;
+/// Change of a price in a round, as a fraction of its [`spread`], below which further rounds change nothing.
+const SETTLED: f64 = 1e-9;
 /// Smallest and largest relative standard deviation of a step's duration that the model believes in.
 const LEAST_NOISE: f64 = 0.03;
 const MOST_NOISE: f64 = 0.3;
@@ -209,29 +214,38 @@ impl CostModel {
         self.speed * sum.max(least)
     }
 
-    /// Returns the entry of the fitted equations' matrix, with the prior.
-    fn entry(&self, row: usize, column: usize) -> f64 {
-        let prior = if row == column { spread(row).powi(-2) } else { 0.0 };
-        self.lately.matrix[row][column] + LONG_SHARE * self.ever.matrix[row][column] + prior
+    /// Returns the symmetric matrix of the fitted equations, with the prior.
+    fn matrix(&self) -> [Vector; PRICES] {
+        let mut matrix = [[0.0; PRICES]; PRICES];
+        for (row, entries) in matrix.iter_mut().enumerate() {
+            let measured = self.lately.matrix[row].iter().zip(&self.ever.matrix[row]);
+            for (entry, (lately, ever)) in entries.iter_mut().zip(measured) {
+                *entry = lately + LONG_SHARE * ever;
+            }
+            entries[row] += spread(row).powi(-2);
+        }
+        matrix
     }
 
     /// Returns the standard deviation of the error of the difference between two steps' expected durations, in seconds.
     pub fn error_between(&self, one: &StepShape, other: &StepShape) -> f64 {
         let (one, other) = (one.units(), other.units());
-        let mut rest: Vec<f64> = one.iter().zip(&other).map(|(a, b)| a - b).collect();
-        // The quadratic form of the inverse matrix, by Cholesky's factors: |L⁻¹u|².
-        let mut factor = vec![[0.0; PRICES]; PRICES];
+        let mut rest: Vector = std::array::from_fn(|index| one[index] - other[index]);
+        // The quadratic form of the inverse matrix, by Cholesky's factors: |L⁻¹u|². Only the upper triangle of what is
+        // left of the matrix is kept.
+        let mut left = self.matrix();
         let mut sum = 0.0;
-        for row in 0..PRICES {
-            for column in 0..=row {
-                let dot: f64 = (0..column).map(|k| factor[row][k] * factor[column][k]).sum();
-                let left = self.entry(row, column) - dot;
-                factor[row][column] =
-                    if row == column { left.max(1e-12).sqrt() } else { left / factor[column][column] };
+        for step in 0..PRICES {
+            let pivot = left[step][step].max(1e-12).sqrt();
+            let factor = left[step].map(|entry| entry / pivot);
+            let share = rest[step] / pivot;
+            sum += share * share;
+            for row in step + 1..PRICES {
+                rest[row] -= factor[row] * share;
+                for (entry, other) in left[row][row..].iter_mut().zip(&factor[row..]) {
+                    *entry -= factor[row] * other;
+                }
             }
-            let dot: f64 = (0..row).map(|k| factor[row][k] * rest[k]).sum();
-            rest[row] = (rest[row] - dot) / factor[row][row];
-            sum += rest[row] * rest[row];
         }
         self.speed * sum.sqrt()
     }
@@ -257,9 +271,9 @@ impl CostModel {
             *age += 1;
             *age <= SUSPECTS
         });
-        let known = self.error_between(shape, &StepShape::default()) / expected;
+        let known = || self.error_between(shape, &StepShape::default()) / expected < WELL_KNOWN;
         // What is hardly known yet cannot be an outlier.
-        if known < WELL_KNOWN && ratio.abs() > OUTLIER * self.noise {
+        if ratio.abs() > OUTLIER * self.noise && known() {
             self.suspects.push((ratio, 0));
             self.change_speed();
             return;
@@ -276,19 +290,32 @@ impl CostModel {
 
     /// Fits the prices: least squares without negative prices, by coordinate descent from the last prices.
     fn fit(&mut self) {
-        let row = |row: usize| -> Vector { std::array::from_fn(|column| self.entry(row, column)) };
-        let matrix: Vec<Vector> = (0..PRICES).map(row).collect();
-        let right: Vector = std::array::from_fn(|row| {
+        let matrix = self.matrix();
+        let mut residual: Vector = std::array::from_fn(|row| {
             let measured = self.lately.right[row] + LONG_SHARE * self.ever.right[row];
-            measured + self.prior[row] * spread(row).powi(-2)
+            let wanted = measured + self.prior[row] * spread(row).powi(-2);
+            let reached: f64 = matrix[row].iter().zip(&self.prices).map(|(entry, price)| entry * price).sum();
+            wanted - reached
         });
-        for _ in 0..ROUNDS {
-            for index in 0..PRICES {
-                let dot: f64 =
-                    matrix[index].iter().zip(&self.prices).map(|(entry, price)| entry * price).sum();
-                let price = self.prices[index] + (right[index] - dot) / matrix[index][index];
+        let rounds = if self.steps <= FIRST_STEPS { FIRST_ROUNDS } else { ROUNDS };
+        for _ in 0..rounds {
+            let mut largest: f64 = 0.0;
+            for (index, entries) in matrix.iter().enumerate() {
+                let free = self.prices[index] + residual[index] / entries[index];
                 // Only the correction for rows of prompts may be negative: they need no logits.
-                self.prices[index] = if index == READ_ROW { price } else { price.max(0.0) };
+                let price = if index == READ_ROW { free } else { free.max(0.0) };
+                let change = price - self.prices[index];
+                if change == 0.0 {
+                    continue;
+                }
+                self.prices[index] = price;
+                for (rest, entry) in residual.iter_mut().zip(entries) {
+                    *rest -= entry * change;
+                }
+                largest = largest.max(change.abs() / spread(index));
+            }
+            if largest < SETTLED {
+                break;
             }
         }
     }

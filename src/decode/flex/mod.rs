@@ -385,12 +385,14 @@ impl Flex {
         };
         let worth = best.worth(price);
         for (index, plan) in plans.iter().enumerate().filter(|&(index, _)| index != place) {
-            let cost = ((worth - plan.worth(price)) / price).max(0.0);
-            let of_model = self.cost.error_between(&plan.shape, &best.shape);
-            let error = of_model.hypot(self.runs.error(plan.drafting, candidates.len()) * plan.seconds);
-            let may_be_better = error > cost;
-            let cost = cost.max(plan.seconds - best.seconds);
-            if may_be_better && self.budget.allows(cost) {
+            let loss = ((worth - plan.worth(price)) / price).max(0.0);
+            let cost = loss.max(plan.seconds - best.seconds);
+            // The error takes longer to compute than the rest of the choice, and the budget rarely allows a trial.
+            let may_be_better = || {
+                let of_model = self.cost.error_between(&plan.shape, &best.shape);
+                of_model.hypot(self.runs.error(plan.drafting, candidates.len()) * plan.seconds) > loss
+            };
+            if self.budget.allows(cost) && may_be_better() {
                 return decide((index, plan.clone()), Some(cost), Reason::UnknownDuration);
             }
         }
