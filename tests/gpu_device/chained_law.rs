@@ -1,5 +1,5 @@
 //! Tests that sampled output with chained drafts follows the target's law on the GPU device, on the SIMT emulator:
-//! 512 runs each of `rejection` and `block` against the probabilities of the device's own logits.
+//! 512 runs (at the usual effort) each of `rejection` and `block` against the probabilities of the device's own logits.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,12 @@ use flexdraft::tensor::DType;
 use crate::decode_loop::gpu;
 use crate::statistics::p_value;
 use crate::support::models::{ChainSpec, Spec};
+use crate::support::properties::{effort, scaled};
 
 const VOCAB: usize = 4;
 /// Number of tokens that each run generates; their joint distribution is compared.
 const GENERATED: usize = 3;
-const RUNS: u64 = 512;
+const RUNS: u32 = 512;
 /// The probability, over seeds, that a correct build fails one of the two comparisons.
 const FALSE_ALARM: f64 = 1e-6;
 
@@ -99,10 +100,12 @@ fn chained_drafts_are_lossless_on_the_emulator() {
             record: true,
             ..Request::new(vec![1], GENERATED)
         };
-        let ids: Vec<_> = (0..RUNS).map(|seed| engine.add(request(seed)).unwrap()).collect();
+        let ids: Vec<_> =
+            (0..u64::from(scaled(RUNS, effort()))).map(|seed| engine.add(request(seed)).unwrap()).collect();
         let mut runs: BTreeMap<_, usize> = ids.into_iter().map(|id| (id, 0)).collect();
-        let mut accepted = [0u64; 4];
+        let (mut accepted, mut steps) = ([0u64; 4], 0);
         while !engine.is_idle() {
+            steps += 1;
             for report in engine.step().unwrap() {
                 let index = runs.get_mut(&report.id).unwrap();
                 *index = report.tokens.iter().fold(*index, |index, &token| VOCAB * index + token as usize);
@@ -114,8 +117,10 @@ fn chained_drafts_are_lossless_on_the_emulator() {
         let mut counts = vec![0; law.len()];
         runs.into_values().for_each(|index| counts[index] += 1);
         let p = p_value(&counts, &law);
-        println!("{} {rule:?}: p {p:.3}, accepted lengths {accepted:?}", kind.name());
-        assert!(p > FALSE_ALARM, "{} {rule:?}: chi-square p-value {p}", kind.name());
+        let count: u64 = counts.iter().sum();
+        let name = format!("{} {rule:?} {}", kind.name(), mode.name());
+        println!("{name}: {count} runs in {steps} steps, p {p:.3}, accepted lengths {accepted:?}.");
+        assert!(p > FALSE_ALARM, "{name}: chi-square p-value {p}");
         assert!(accepted.iter().all(|&count| count > 10), "{accepted:?}");
     }
 }

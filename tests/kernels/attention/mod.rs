@@ -5,6 +5,7 @@ mod case;
 mod contexts;
 mod influence;
 mod items;
+mod many_candidates;
 mod on_the_emulator;
 mod released_models;
 mod shapes;

@@ -17,4 +17,10 @@ mod memory;
 mod misses;
 mod process;
 mod products;
+mod soak;
 mod streams;
+
+// This module, which the whole workspace shares, sets the number of steps of long tests.
+#[allow(dead_code)]
+#[path = "../../../../tests/support/properties.rs"]
+mod properties;
