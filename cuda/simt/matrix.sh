@@ -6,10 +6,11 @@
 #                UndefinedBehaviorSanitizer (build/simt.rs), and Rust with AddressSanitizer; only tests that run
 #                such kernels
 #
-#   cuda/simt/matrix.sh [CASES]   the full matrix; writes its results to benches/results/simt_matrix.md
-#   cuda/simt/matrix.sh sample    a few cases of each, as .ci/run does
+#   cuda/simt/matrix.sh [EFFORT]   the full matrix; writes its results to benches/results/simt_matrix.md
+#   cuda/simt/matrix.sh sample     a few cases of each, as .ci/run does
 #
-# CASES is PROPTEST_CASES (docs/testing.md): with 64, the default, each property runs its usual number of cases.
+# EFFORT is FLEXDRAFT_TEST_EFFORT (docs/testing.md): with 100, the default, each property runs its usual number of
+# cases.
 #
 # Needs a C++ compiler. The sanitizers' runtime comes with Rust. Their flag is an unstable feature, which
 # RUSTC_BOOTSTRAP enables on a stable compiler.
@@ -19,12 +20,12 @@ cd "$(dirname "$0")/../.."
 # Test programs, each with the module whose tests run (without a module, all tests).
 tests=("emulator host" golden_vectors "kernels attention" "kernels sampling" "kernels acceptance" "kernels chain"
        "kernels embedding" "kernels norm" "kernels activation" "kernels rope" "kernels selection" "kernels captured_launches" "kernels faults")
-kind=full cases=64
+kind=full effort=100
 case ${1:-} in
-  sample) kind=sample cases=8 ;;
+  sample) kind=sample effort=25 ;;
   '') ;;
-  *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,12p' "$0" >&2; exit 2 ;;
-  *) cases=$1 ;;
+  *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,13p' "$0" >&2; exit 2 ;;
+  *) effort=$1 ;;
 esac
 # The tests of the decode loop take a minute, too long for a sample.
 [ "$kind" = sample ] || tests+=("gpu_device decode_loop")
@@ -49,12 +50,12 @@ row() {
 }
 
 race() {
-  FLEXDRAFT_TEST_CHECKING=accesses PROPTEST_CASES=$cases cargo test --workspace --locked "$@"
+  FLEXDRAFT_TEST_CHECKING=accesses FLEXDRAFT_TEST_EFFORT=$effort cargo test --workspace --locked "$@"
 }
 
 # AddressSanitizer's detection of use after return is off, because fibers start and end too often for its fake stacks.
 sanitized() {
-  FLEXDRAFT_SIMT_SANITIZE=1 FLEXDRAFT_TEST_CHECKING=off PROPTEST_CASES=$cases \
+  FLEXDRAFT_SIMT_SANITIZE=1 FLEXDRAFT_TEST_CHECKING=off FLEXDRAFT_TEST_EFFORT=$effort \
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" \
     ASAN_OPTIONS=allocator_may_return_null=1:detect_stack_use_after_return=0 \
     cargo test -p flexdraft --features runner --locked --target "$host" --target-dir target/asan "$@"
@@ -70,7 +71,7 @@ if [ "$kind" = full ]; then
   {
     echo "# The kernels' tests in race mode and under sanitizers"
     echo
-    echo "\`cuda/simt/matrix.sh\` ran these tests at commit $commit, with PROPTEST_CASES=$cases;"
+    echo "\`cuda/simt/matrix.sh\` ran these tests at commit $commit, at FLEXDRAFT_TEST_EFFORT=$effort;"
     echo "g++ $(g++ -dumpfullversion), $(rustc -V | cut -d' ' -f1,2). The script ends at the first finding, so there was none."
     echo
     echo "| | tests | passed | seconds |"

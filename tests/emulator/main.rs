@@ -2,6 +2,7 @@
 
 mod dependent_launches;
 mod host;
+mod number_of_cases;
 #[cfg(flexdraft_simt_sanitized)]
 mod sanitizers;
 #[path = "../support/mod.rs"]
