@@ -20,8 +20,8 @@ use flexdraft::layout::{GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::model::Tokenizer;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_candle::{
-    Accept, Calibration, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables, Sample, Sampled,
-    SampledLogits, read_table, table, tokens,
+    Accept, Calibration, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables, Projections as Heads,
+    RotatedProjections, Sample, Sampled, SampledLogits, ScoreChanges, read_table, table, tokens,
 };
 
 const LAYERS: usize = 5;
@@ -257,7 +257,7 @@ impl Program {
                 self.kernels.norm_rope_append(&NormRopeAppend {
                     pass,
                     kind,
-                    qkv: &qkv,
+                    qkv: RotatedProjections::Fused(&qkv),
                     cos_sin: &cos_sin.narrow(0, 0, qkv.dim(0)?)?,
                     norms: Some((q_norm, k_norm)),
                     eps: EPS as f32,
@@ -268,10 +268,11 @@ impl Program {
             let attended = self.kernels.joint_attention(&JointAttention {
                 pass,
                 masks: drafter.is_some(),
-                qkv: &qkv,
+                qkv: Heads::Fused(&qkv),
                 cache,
                 q_heads: Q_HEADS,
                 split: None,
+                scores: ScoreChanges::default(),
             })?;
             let of_masks = drafter.map(|drafter| |x: &Tensor| drafter.o.forward(x));
             let attended = attended.out.to_dtype(DType::F32)?;

@@ -3,7 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention as Launch};
 use flexdraft::kernels::rope::{NormRopeAppend as Append, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, ScoreChanges};
+use flexdraft::kernels::{
+    HeadRows, HeadRowsMut, KvStrides, MaskProjections as MaskHeads, PagedKv, PagedKvMut,
+    Projections as Heads, ProjectionsMut as HeadsMut, ScoreChanges as LaunchedChanges,
+};
 use flexdraft::layout::{AttentionShape, RowKind};
 
 use crate::error::refused;
@@ -24,6 +27,59 @@ pub struct KvCache<'a> {
     pub v: &'a Tensor,
 }
 
+/// The heads that [`Kernels::joint_attention`] reads, bf16.
+#[derive(Clone, Copy, Debug)]
+pub enum Projections<'a> {
+    /// One tensor with the q, k and v heads of every row, `[rows, (q_heads + 2 · kv_heads) · head_dim]`. Rows after the rows
+    /// of the pass are padding.
+    Fused(&'a Tensor),
+    /// Tensors of their own, whose rows may be parts of longer rows.
+    Separate {
+        /// The q heads of the candidate rows, `[candidates, q_heads · head_dim]`.
+        q: &'a Tensor,
+        /// The heads of the mask rows, if mask rows take part.
+        masks: Option<MaskProjections<'a>>,
+    },
+}
+
+/// The heads of the mask rows of a pass, bf16. Rows may be parts of longer rows.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskProjections<'a> {
+    /// q heads, `[mask rows, q_heads · head_dim]`.
+    pub q: &'a Tensor,
+    /// k heads, `[mask rows, kv_heads · head_dim]`.
+    pub k: &'a Tensor,
+    /// v heads, `[mask rows, kv_heads · head_dim]`.
+    pub v: &'a Tensor,
+}
+
+/// The heads that [`Kernels::norm_rope_append`] changes in place and appends to the cache, bf16.
+#[derive(Clone, Copy, Debug)]
+pub enum RotatedProjections<'a> {
+    /// One tensor with the q, k and v heads of every row of the pass, `[rows, (q_heads + 2 · kv_heads) · head_dim]`.
+    Fused(&'a Tensor),
+    /// Tensors of the candidate rows or of the mask rows alone. Rows may be parts of longer rows, also of the same rows.
+    Separate {
+        /// q heads, `[rows, q_heads · head_dim]`.
+        q: &'a Tensor,
+        /// k heads, `[rows, kv_heads · head_dim]`; the k of mask rows changes in place.
+        k: &'a Tensor,
+        /// v heads, `[rows, kv_heads · head_dim]`.
+        v: &'a Tensor,
+    },
+}
+
+/// What a model changes in the scores of attention and in their softmax. The default changes nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScoreChanges<'a> {
+    /// The number of positions that a row sees up to its own (sliding window), at least 65.
+    pub window: Option<usize>,
+    /// The cap c of a soft cap, 1 to 1000: a score s becomes c · tanh(s / c).
+    pub soft_cap: Option<f32>,
+    /// A score for each query head, `[q_heads]` of f32, that joins the softmax of every row (attention sink).
+    pub sinks: Option<&'a Tensor>,
+}
+
 /// The operands of [`Kernels::norm_rope_append`].
 #[derive(Clone, Copy, Debug)]
 pub struct NormRopeAppend<'a> {
@@ -31,9 +87,8 @@ pub struct NormRopeAppend<'a> {
     pub pass: &'a PassTables,
     /// The kind of rows that the kernel processes: candidate rows or mask rows.
     pub kind: RowKind,
-    /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 · kv_heads) · head_dim]` of bf16. q, and the k of mask
-    /// rows, change in place.
-    pub qkv: &'a Tensor,
+    /// The q, k and v heads. q, and the k of mask rows, change in place.
+    pub qkv: RotatedProjections<'a>,
     /// Cosines and sines from [`Kernels::rope_table`], `[rows, head_dim / 2, 2]`.
     pub cos_sin: &'a Tensor,
     /// RMSNorm weights for a q head and for a k head, `[head_dim]` of f32 each; `None` to skip the norms.
@@ -53,9 +108,8 @@ pub struct JointAttention<'a> {
     pub pass: &'a PassTables,
     /// Whether the mask rows of the pass take part. Below the tail layers there are none.
     pub masks: bool,
-    /// q, k and v heads of every row, `[rows, (q_heads + 2 · kv_heads) · head_dim]` of bf16, after
-    /// [`norm_rope_append`](Kernels::norm_rope_append). Rows after the rows of the pass are padding.
-    pub qkv: &'a Tensor,
+    /// q heads of every row, and k and v heads of mask rows, after [`norm_rope_append`](Kernels::norm_rope_append).
+    pub qkv: Projections<'a>,
     /// The KV cache of the layer.
     pub cache: KvCache<'a>,
     /// The number of query heads.
@@ -63,6 +117,8 @@ pub struct JointAttention<'a> {
     /// Keys per split of a long sequence, a multiple of 64; `None` for
     /// [`DEFAULT_SPLIT`]. Results with another split differ in rounding.
     pub split: Option<usize>,
+    /// What the model changes in scores and softmax.
+    pub scores: ScoreChanges<'a>,
 }
 
 /// The results of [`Kernels::joint_attention`].
@@ -72,6 +128,114 @@ pub struct Attended {
     pub out: Tensor,
     /// The natural logarithm of Σ exp(score), `[rows, q_heads]` of f32; −∞ for padding.
     pub lse: Tensor,
+}
+
+/// Rows of heads among the operands of a launch, with their distance in elements.
+type RowSlot = (Slot, usize);
+
+fn rows<'a>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRows<'a> {
+    HeadRows { view: memory.view(slot), stride }
+}
+
+fn rows_mut<'a>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRowsMut<'a> {
+    HeadRowsMut { view: memory.view_mut(slot), stride }
+}
+
+/// The heads of a launch of attention.
+#[derive(Clone, Copy)]
+enum ProjectionSlots {
+    Fused(Slot),
+    Separate { q: RowSlot, masks: Option<[RowSlot; 3]> },
+}
+
+impl Projections<'_> {
+    fn add(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<ProjectionSlots> {
+        let (columns, kv_columns) = columns(shape);
+        match self {
+            Projections::Fused(qkv) => {
+                operands.read("qkv", qkv, Bf16, &[ANY, shape.qkv_cols()]).map(ProjectionSlots::Fused)
+            }
+            Projections::Separate { q, masks } => {
+                let q = operands.rows("q", q, [ANY, columns], false)?;
+                let masks = masks.map(|masks| -> Result<[RowSlot; 3]> {
+                    let rows = dim(masks.q, 0);
+                    Ok([
+                        operands.rows("mask q", masks.q, [ANY, columns], false)?,
+                        operands.rows("mask k", masks.k, [rows, kv_columns], false)?,
+                        operands.rows("mask v", masks.v, [rows, kv_columns], false)?,
+                    ])
+                });
+                Ok(ProjectionSlots::Separate { q, masks: masks.transpose()? })
+            }
+        }
+    }
+
+    /// Returns the number of rows of the operands.
+    fn rows(self) -> usize {
+        match self {
+            Projections::Fused(qkv) => dim(qkv, 0),
+            Projections::Separate { q, masks } => {
+                dim(q, 0).saturating_add(masks.map_or(0, |masks| dim(masks.q, 0)))
+            }
+        }
+    }
+}
+
+impl ProjectionSlots {
+    fn view<'a>(self, memory: &'a Held<'_>) -> Heads<'a> {
+        match self {
+            ProjectionSlots::Fused(qkv) => Heads::Fused(memory.view(qkv)),
+            ProjectionSlots::Separate { q, masks } => Heads::Separate {
+                q: rows(q, memory),
+                masks: masks.map(|masks| {
+                    let [q, k, v] = masks.map(|slot| rows(slot, memory));
+                    MaskHeads { q, k, v }
+                }),
+            },
+        }
+    }
+}
+
+/// The heads of a launch of the rotation.
+#[derive(Clone, Copy)]
+enum RotatedSlots {
+    Fused(Slot),
+    Separate([RowSlot; 3]),
+}
+
+impl RotatedProjections<'_> {
+    fn add(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<RotatedSlots> {
+        let (columns, kv_columns) = columns(shape);
+        match self {
+            RotatedProjections::Fused(qkv) => {
+                operands.write("qkv", qkv, Bf16, &[ANY, shape.qkv_cols()]).map(RotatedSlots::Fused)
+            }
+            RotatedProjections::Separate { q, k, v } => {
+                let rows = dim(q, 0);
+                Ok(RotatedSlots::Separate([
+                    operands.rows("q", q, [ANY, columns], true)?,
+                    operands.rows("k", k, [rows, kv_columns], true)?,
+                    operands.rows("v", v, [rows, kv_columns], false)?,
+                ]))
+            }
+        }
+    }
+}
+
+impl RotatedSlots {
+    fn view<'a>(self, memory: &'a Held<'_>) -> HeadsMut<'a> {
+        match self {
+            RotatedSlots::Fused(qkv) => HeadsMut::Fused(memory.view_mut(qkv)),
+            RotatedSlots::Separate([q, k, v]) => {
+                HeadsMut::Separate { q: rows_mut(q, memory), k: rows_mut(k, memory), v: rows(v, memory) }
+            }
+        }
+    }
+}
+
+/// Returns the numbers of elements in a row of q heads, and in a row of k or v heads.
+fn columns(shape: AttentionShape) -> (usize, usize) {
+    (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim))
 }
 
 /// A cache among the operands of a launch.
@@ -148,9 +312,13 @@ impl Kernels {
     pub fn norm_rope_append(&self, args: &NormRopeAppend<'_>) -> Result<()> {
         let mut operands = self.operands("norm_rope_append");
         args.pass.check(&operands)?;
-        let (rows, shape) = (dim(args.qkv, 0), args.cache.shape(args.q_heads));
-        let qkv = operands.write("qkv", args.qkv, Bf16, &[ANY, shape.qkv_cols()])?;
-        let cos_sin = operands.read("cos_sin", args.cos_sin, F32, &[rows, shape.head_dim / 2, 2])?;
+        let shape = args.cache.shape(args.q_heads);
+        let qkv = args.qkv.add(&mut operands, shape)?;
+        let table_rows = match args.qkv {
+            RotatedProjections::Fused(qkv) => dim(qkv, 0),
+            RotatedProjections::Separate { .. } => ANY,
+        };
+        let cos_sin = operands.read("cos_sin", args.cos_sin, F32, &[table_rows, shape.head_dim / 2, 2])?;
         let norms = args.norms.map(|(q, k)| -> Result<(Slot, Slot)> {
             let q = operands.read("q norm", q, F32, &[shape.head_dim])?;
             Ok((q, operands.read("k norm", k, F32, &[shape.head_dim])?))
@@ -164,7 +332,7 @@ impl Kernels {
                 &Append {
                     pass: args.pass.on(loaded)?,
                     kind: args.kind,
-                    qkv: memory.view_mut(qkv).into(),
+                    qkv: qkv.view(memory),
                     cos_sin: memory.view(cos_sin),
                     norms: norms.map(|(q, k)| (memory.view(q), memory.view(k))),
                     eps: args.eps,
@@ -189,9 +357,10 @@ impl Kernels {
     pub fn joint_attention(&self, args: &JointAttention<'_>) -> Result<Attended> {
         let mut operands = self.operands("joint_attention");
         args.pass.check(&operands)?;
-        let (rows, q_heads) = (dim(args.qkv, 0), args.q_heads);
+        let (rows, q_heads) = (args.qkv.rows(), args.q_heads);
         let (shape, split) = (args.cache.shape(q_heads), args.split.unwrap_or(DEFAULT_SPLIT));
-        let qkv = operands.read("qkv", args.qkv, Bf16, &[ANY, shape.qkv_cols()])?;
+        let qkv = args.qkv.add(&mut operands, shape)?;
+        let sinks = operands.optional("sinks", args.scores.sinks, F32, &[q_heads])?;
         let cache = args.cache.add(&mut operands, false)?;
         let (out, attended) = operands.output("out", DType::BF16, &[rows, shape.out_cols()])?;
         let (lse, log_sums) = operands.output("lse", DType::F32, &[rows, q_heads])?;
@@ -205,14 +374,18 @@ impl Kernels {
                 &Launch {
                     pass: args.pass.on(loaded)?,
                     masks: args.masks,
-                    qkv: memory.view(qkv).into(),
+                    qkv: qkv.view(memory),
                     cache: cache.view(memory),
                     out: memory.view_mut(out),
                     lse: Some(memory.view_mut(lse)),
                     workspace: memory.view_mut(workspace),
                     shape,
                     split,
-                    scores: ScoreChanges::default(),
+                    scores: LaunchedChanges {
+                        window: args.scores.window,
+                        soft_cap: args.scores.soft_cap,
+                        sinks: memory.optional(sinks),
+                    },
                     error: Some(memory.view_mut(error)),
                 },
             )

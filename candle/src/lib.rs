@@ -16,7 +16,7 @@
 //! | activation | [`silu_mul`](Kernels::silu_mul), [`silu_add`](Kernels::silu_add) |
 //!
 //! - **Memory.** Kernels read and write the tensors' own memory and copy nothing. Every tensor is contiguous, except the
-//!   [`KvCache`]; another layout is an error. Results are new tensors. Where a method says that it changes a tensor in
+//!   [`KvCache`] and [`Projections`] in tensors of their own; another layout is an error. Results are new tensors. Where a method says that it changes a tensor in
 //!   place, all tensors that share the memory change, as with candle's in-place operations. No gradient goes through.
 //! - **Devices.** [`Kernels::new`] takes the device. On the CPU, the SIMT emulator runs the kernels' CUDA sources: the
 //!   results are the GPU's, the speed is not. On CUDA (feature `cuda`), launches go to candle's stream. The stream of
@@ -77,7 +77,10 @@ mod sampling;
 mod table;
 
 pub use acceptance::{Accept, Accepted, DraftDistributions, Selected};
-pub use attention::{Attended, JointAttention, KvCache, NormRopeAppend};
+pub use attention::{
+    Attended, JointAttention, KvCache, MaskProjections, NormRopeAppend, Projections, RotatedProjections,
+    ScoreChanges,
+};
 pub use chain::{ChainChoose, ChainScore, ChainWalk, Chosen};
 pub use error::Error;
 pub use pass::PassTables;

@@ -52,6 +52,8 @@ struct Operand {
     tensor: Tensor,
     /// The number of elements from the first to the last.
     extent: usize,
+    /// If the operand is rows with gaps: the distance of rows and the length of a row, in elements.
+    rows: Option<(usize, usize)>,
     written: bool,
 }
 
@@ -64,6 +66,16 @@ impl Operand {
 
     fn overlaps(&self, other: &Self) -> bool {
         let ((start, end), (other_start, other_end)) = (self.range(), other.range());
+        if let (Some((stride, row)), Some((other_stride, other_row))) = (self.rows, other.rows)
+            && stride == other_stride
+            && let (Some(column), Some(other_column)) =
+                (start.checked_rem(stride), other_start.checked_rem(stride))
+            && column + row <= stride
+            && other_column + other_row <= stride
+        {
+            // Both are columns of the same longer rows.
+            return column < other_column + other_row && other_column < column + row;
+        }
         start < other_end && other_start < end
     }
 }
@@ -183,6 +195,35 @@ impl<'a> Operands<'a> {
         Ok(self.push(name, tensor.clone(), extent.ok_or_else(|| refused(overflow))?, written))
     }
 
+    /// Adds rows `[rows, columns]`, which may be parts of longer rows, and returns the distance of rows in elements.
+    pub fn rows(
+        &mut self,
+        name: &'static str,
+        tensor: &Tensor,
+        shape: [usize; 2],
+        written: bool,
+    ) -> Result<(Slot, usize)> {
+        self.check(name, tensor, Elements::Bf16, &shape)?;
+        let ([rows, columns], stride) = ([dim(tensor, 0), dim(tensor, 1)], tensor.stride());
+        let (apart, adjacent) = match *stride {
+            [apart, adjacent] => (apart, columns <= 1 || adjacent == 1),
+            _ => (0, false),
+        };
+        // The stride of a single row says nothing.
+        let apart = if rows <= 1 { apart.max(columns) } else { apart };
+        if !adjacent || apart < columns {
+            return Err(self.strides(name, tensor, "rows of adjacent elements that do not overlap"));
+        }
+        let before = rows.saturating_sub(1).checked_mul(apart).and_then(|before| before.checked_add(columns));
+        let extent = if rows == 0 { Some(0) } else { before };
+        let overflow = KernelError::Overflow { kernel: self.kernel, what: name };
+        let slot = self.push(name, tensor.clone(), extent.ok_or_else(|| refused(overflow))?, written);
+        if let Some(operand) = self.list.last_mut() {
+            operand.rows = Some((apart, columns));
+        }
+        Ok((slot, apart))
+    }
+
     fn contiguous(
         &mut self,
         name: &'static str,
@@ -199,7 +240,7 @@ impl<'a> Operands<'a> {
     }
 
     fn push(&mut self, name: &'static str, tensor: Tensor, extent: usize, written: bool) -> Slot {
-        self.list.push(Operand { name, tensor, extent, written });
+        self.list.push(Operand { name, tensor, extent, rows: None, written });
         Slot(self.list.len() - 1)
     }
 

@@ -6,8 +6,8 @@ use flexdraft::kernels::{KernelError, Paging};
 use flexdraft::layout::{Pass, RowKind, SequenceRows};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_candle::{
-    Accept, ChainChoose, Error, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables, Sample,
-    SampledLogits, read_table, table,
+    Accept, ChainChoose, Error, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables, Projections,
+    RotatedProjections, Sample, SampledLogits, ScoreChanges, read_table, table,
 };
 use half::bf16;
 
@@ -139,14 +139,16 @@ fn passes_and_caches() {
     let tables = tables(&kernels);
     let cache = zeros(&[1, 16, 1, 64], DType::BF16);
     let (k, v) = (cache.copy().unwrap(), cache.copy().unwrap());
+    let (k_cache, v_cache) = (k.clone(), v.clone());
     let qkv = zeros(&[1, 3 * 64], DType::BF16);
     let args = JointAttention {
         pass: &tables,
         masks: true,
-        qkv: &qkv,
+        qkv: Projections::Fused(&qkv),
         cache: KvCache { k: &k, v: &v },
         q_heads: 1,
         split: None,
+        scores: ScoreChanges::default(),
     };
     kernels.joint_attention(&args).unwrap();
     let wrong = JointAttention { cache: KvCache { k: &k, v: &zeros(&[1, 16, 2, 64], DType::BF16) }, ..args };
@@ -172,10 +174,11 @@ fn passes_and_caches() {
         assert_eq!(found, expected);
     }
     let crossed = zeros(&[1, 16, 64, 2], DType::BF16).transpose(2, 3).unwrap();
+    let wide = zeros(&[1, 6 * 64], DType::BF16);
     let crossed = JointAttention {
         cache: KvCache { k: &crossed, v: &crossed },
         q_heads: 2,
-        qkv: &zeros(&[1, 6 * 64], DType::BF16),
+        qkv: Projections::Fused(&wide),
         ..args
     };
     let expected = "joint_attention: operand `k cache` has the strides [2048, 128, 1, 2], expected adjacent elements \
@@ -187,7 +190,7 @@ fn passes_and_caches() {
     let append = NormRopeAppend {
         pass: &tables,
         kind: RowKind::Candidates,
-        qkv: &qkv,
+        qkv: RotatedProjections::Fused(&qkv),
         cos_sin: &zeros(&[1, 32, 2], DType::F32),
         norms: None,
         eps: 1e-6,
@@ -196,6 +199,26 @@ fn passes_and_caches() {
     };
     let expected = "norm_rope_append: operands `k cache` and `v cache` share memory that the kernel writes";
     assert_eq!(text(kernels.norm_rope_append(&append)), expected);
+
+    // Columns of the same rows are apart; columns that overlap are not.
+    let columns = |first: usize| qkv.narrow(1, first, 64).unwrap();
+    let (q, k, v, between) = (columns(0), columns(64), columns(128), columns(32));
+    let other = KvCache { k: &k_cache, v: &v_cache };
+    let separate =
+        |k| NormRopeAppend { qkv: RotatedProjections::Separate { q: &q, k, v: &v }, cache: other, ..append };
+    kernels.norm_rope_append(&separate(&k)).unwrap();
+    let expected = "norm_rope_append: operands `q` and `k` share memory that the kernel writes";
+    assert_eq!(text(kernels.norm_rope_append(&separate(&between))), expected);
+    let apart = zeros(&[1, 128], DType::BF16)
+        .reshape((1, 64, 2))
+        .unwrap()
+        .narrow(2, 0, 1)
+        .unwrap()
+        .squeeze(2)
+        .unwrap();
+    let expected = "norm_rope_append: operand `k` has the strides [128, 2], expected rows of adjacent elements that do \
+                    not overlap";
+    assert_eq!(text(kernels.norm_rope_append(&separate(&apart))), expected);
 
     let sequence = SequenceRows { pages: &[1], start: 3, candidates: 1, groups: vec![], slots: 0 };
     let pass = Pass { sequences: vec![sequence] };

@@ -3,9 +3,13 @@
 use candle_core::Tensor;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention as Launch};
 use flexdraft::kernels::rope::{NormRopeAppend as Append, RopeTable};
-use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges};
+use flexdraft::kernels::{
+    KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges as LaunchedChanges,
+};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
-use flexdraft_candle::{JointAttention, KvCache, NormRopeAppend};
+use flexdraft_candle::{
+    JointAttention, KvCache, MaskProjections, NormRopeAppend, Projections, RotatedProjections, ScoreChanges,
+};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -46,13 +50,14 @@ proptest! {
     #![proptest_config(properties(6))]
 
     #[test]
-    fn rope_append_and_attention(seed: u64, ratio in 1usize..4, kv_heads in 1usize..4, wide: bool, k_major: bool) {
+    fn rope_append_and_attention(seed: u64, ratio in 1usize..4, kv_heads in 1usize..4, wide: bool, k_major: bool, separate: bool) {
         let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
         let (simt, stream) = (wrappers.runtime(), wrappers.runtime().stream());
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim: if wide { 128 } else { 64 } };
         let AttentionShape { q_heads, head_dim, .. } = shape;
         let (pass, paging) = (random_pass(&mut noise), Paging { pages: 12, page_size: PAGE_SIZE });
-        let rows = pass.total_rows() + noise.below(2);
+        // Tensors of their own have no padding.
+        let rows = pass.total_rows() + if separate { 0 } else { noise.below(2) };
         let mut expected_pass = PassTables::new(simt, &stream, 3, 4).unwrap();
         expected_pass.upload(simt, &stream, &pass, paging).unwrap();
         let mut tables = kernels.pass_tables(3, 4).unwrap();
@@ -86,6 +91,16 @@ proptest! {
         let heads = tensor(&qkv, &[rows, shape.qkv_cols()]);
         let (q_norm, k_norm) = (noise.floats(head_dim), noise.floats(head_dim));
         let norm_tensors = (tensor(&q_norm, &[head_dim]), tensor(&k_norm, &[head_dim]));
+        // The heads of some rows, as parts of the rows of `heads`.
+        let parts = |heads: &Tensor, kind: RowKind| -> [Tensor; 3] {
+            let (first, count) = match kind {
+                RowKind::Candidates => (0, pass.candidate_rows()),
+                RowKind::Masks => (pass.candidate_rows(), pass.mask_rows()),
+            };
+            let of_kind = heads.narrow(0, first, count).unwrap();
+            let columns = [(0, q_heads), (q_heads, kv_heads), (q_heads + kv_heads, kv_heads)];
+            columns.map(|(first, heads)| of_kind.narrow(1, first * head_dim, heads * head_dim).unwrap())
+        };
         for kind in [RowKind::Candidates, RowKind::Masks] {
             // Mask rows have no norms here.
             let normed = kind == RowKind::Candidates;
@@ -105,50 +120,63 @@ proptest! {
                 shape,
                 error: None,
             }).unwrap();
-            kernels.norm_rope_append(&NormRopeAppend {
+            let append = NormRopeAppend {
                 pass: &tables,
                 kind,
-                qkv: &heads,
+                qkv: RotatedProjections::Fused(&heads),
                 cos_sin: &turns,
                 norms: normed.then_some((&norm_tensors.0, &norm_tensors.1)),
                 eps: 1e-5,
                 cache: kv,
                 q_heads,
-            }).unwrap();
+            };
+            if separate {
+                let [q, k, v] = parts(&heads, kind);
+                let qkv = RotatedProjections::Separate { q: &q, k: &k, v: &v };
+                kernels.norm_rope_append(&NormRopeAppend { qkv, ..append }).unwrap();
+            } else {
+                kernels.norm_rope_append(&append).unwrap();
+            }
         }
         same(&heads, &qkv);
         same(&stored(&k_cache, k_major), &k);
         same(&stored(&v_cache, v_major), &v);
 
-        for masks in [true, false] {
+        let sinks = noise.floats(q_heads);
+        let sink_tensor = tensor(&sinks, &[q_heads]);
+        let [[q, _, _], [mask_q, mask_k, mask_v]] =
+            [RowKind::Candidates, RowKind::Masks].map(|kind| parts(&heads, kind));
+        for (masks, changed) in [(true, false), (false, false), (true, true)] {
+            let rows = if separate && !masks { pass.candidate_rows() } else { rows };
             let len = wrappers.attention_workspace_len(&expected_pass, masks, rows, shape, DEFAULT_SPLIT).unwrap();
             let mut workspace = vec![0u64; len.div_ceil(2)];
             let (mut out, mut lse) = (vec![bf16::ONE; rows * shape.out_cols()], vec![1f32; rows * q_heads]);
+            let (window, soft_cap) = (changed.then_some(65), changed.then_some(20.0));
             wrappers.joint_attention(&stream, &Launch {
                 pass: &expected_pass,
                 masks,
-                qkv: stream.view(&qkv).into(),
-                cache: PagedKv {
-                    k: stream.view(&k),
-                    v: stream.view(&v),
-                    k_strides,
-                    v_strides,
-                },
+                qkv: stream.view(&qkv[..rows * shape.qkv_cols()]).into(),
+                cache: PagedKv { k: stream.view(&k), v: stream.view(&v), k_strides, v_strides },
                 out: stream.view_mut(&mut out),
                 lse: Some(stream.view_mut(&mut lse)),
                 workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
                 shape,
                 split: DEFAULT_SPLIT,
-                scores: ScoreChanges::default(),
+                scores: LaunchedChanges { window, soft_cap, sinks: changed.then(|| stream.view(&sinks)) },
                 error: None,
             }).unwrap();
+            let of_masks = MaskProjections { q: &mask_q, k: &mask_k, v: &mask_v };
             let found = kernels.joint_attention(&JointAttention {
                 pass: &tables,
                 masks,
-                qkv: &heads,
+                qkv: match separate {
+                    true => Projections::Separate { q: &q, masks: masks.then_some(of_masks) },
+                    false => Projections::Fused(&heads),
+                },
                 cache: kv,
                 q_heads,
                 split: None,
+                scores: ScoreChanges { window, soft_cap, sinks: changed.then_some(&sink_tensor) },
             }).unwrap();
             same(&found.out, &out);
             same(&found.lse, &lse);
