@@ -97,6 +97,11 @@ impl RowsAt {
         let address = self.address.wrapping_add(row * self.stride as usize).wrapping_add(column);
         RowsAt { address, ..self }
     }
+
+    /// Returns these rows, or no address if there are no rows: an address behind the last row may belong to other memory.
+    fn unless_none(self, rows: usize) -> Self {
+        if rows == 0 { Self::NONE } else { self }
+    }
 }
 
 /// The rows of heads in one kernel's operands.
@@ -130,7 +135,7 @@ impl Checked<'_> {
     ) -> Result<RowsAt, KernelError> {
         let needed = self.extent(name, rows, heads, *stride)?;
         let address = self.operands.read_at_least(name, view, needed, 16)?;
-        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 })
+        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
     }
 
     fn read_between_writes(
@@ -142,7 +147,7 @@ impl Checked<'_> {
     ) -> Result<RowsAt, KernelError> {
         let needed = self.extent(name, rows, heads, *stride)?;
         let address = self.operands.read_between_writes(name, view, needed, 16)?;
-        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 })
+        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
     }
 
     fn write(
@@ -154,7 +159,7 @@ impl Checked<'_> {
     ) -> Result<RowsAt, KernelError> {
         let needed = self.extent(name, rows, heads, *stride)?;
         let address = self.operands.workspace(name, view, needed, 16)?.cast();
-        Ok(RowsAt { address, stride: *stride as i64 })
+        Ok(RowsAt { address, stride: *stride as i64 }.unless_none(rows))
     }
 }
 
@@ -186,11 +191,12 @@ impl Projections<'_> {
                 let elements = operands.product("qkv", &[rows, columns])?;
                 let address = operands.read("qkv", qkv, elements, 16)?.cast::<u16>().cast_mut();
                 let all = RowsAt { address, stride: columns as i64 };
+                let of_masks = |column| all.at(candidates, column).unless_none(rows - candidates);
                 Ok(AttentionHeads {
                     q: all,
-                    mask_q: all.at(candidates, 0),
-                    mask_k: all.at(candidates, q_heads * head_dim),
-                    mask_v: all.at(candidates, (q_heads + kv_heads) * head_dim),
+                    mask_q: of_masks(0),
+                    mask_k: of_masks(q_heads * head_dim),
+                    mask_v: of_masks((q_heads + kv_heads) * head_dim),
                     rows,
                 })
             }
