@@ -367,7 +367,7 @@ impl Held<'_> {
     /// Views an operand that the kernel reads.
     pub fn view<T: Element>(&self, slot: Slot) -> View<'_, T> {
         let (address, len) = self.span::<T>(slot);
-        // SAFETY: the address and the number of elements are those of the operand's storage, whose lock is held until the
+        // SAFETY: the operand's storage has this address and this number of elements, and its lock is held until the
         // launch is on the stream. The stream orders the launch before a free of the memory (`memory`). Operands that the
         // kernel writes share no memory with others.
         unsafe { View::from_raw(address, len, self.queue) }

@@ -24,7 +24,7 @@ FLEXDRAFT_INLINE void load_q(const JointCta<Shape>& cta) {
 }
 
 // Returns the page from which this thread's warp copies its keys of the tile that begins at key `first`; with small pages,
-// the page of the warp's key lane % warp_keys. Returns 0 if there is no such key among the cached keys of the range.
+// the page of the warp's key lane % warp_keys. Returns 0 if the range has no cached key of this number.
 template <typename Shape>
 FLEXDRAFT_INLINE int32_t page_of(const JointCta<Shape>& cta, const KeyRange& keys, int32_t first) {
     const FlexdraftPagedKv& cache = cta.p.cache;

@@ -3,7 +3,7 @@
 
     python python/examples/step.py [DEVICE]      the default device is cpu, on which an emulator runs the kernels
 
-The weights are random, and the model is one layer without norms and MLP; the operations are those of a real step.
+The weights are random, and the model is one layer without norms and MLP; a real step has the same operations.
 """
 
 import sys

@@ -57,7 +57,7 @@ def sample_partials(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: 
                     hidden: OptionalTensor = None, weight: OptionalTensor = None, bias: OptionalTensor = None,
                     update: bool = False, error: OptionalTensor = None) -> None:
     """Runs the first half of ``sample`` alone: it calibrates the logits and leaves partial results in ``workspace``,
-    which ``chain_choose`` reads. ``stats`` does not change. Arguments and errors are those of ``sample``."""
+    which ``chain_choose`` reads. ``stats`` does not change. Takes the arguments of ``sample``, and raises its errors."""
     _sample("sample_partials", logits, sampling, stats, workspace, vocab, logit_index, starts, draft, hidden, weight,
             bias, update, error)
 

@@ -57,7 +57,7 @@ class PassTables:
 
     Raises:
         ValueError: the device is of another kind, or the tables would have more than 2^31 entries.
-        RuntimeError: there is no such device, or the library has no code for GPUs.
+        RuntimeError: the device does not exist, or the library has no code for GPUs.
     """
 
     def __init__(self, device: Any = "cpu", *, max_batch: int, max_pages: int):

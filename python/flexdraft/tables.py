@@ -193,7 +193,7 @@ def row_stats(stats: Any, name: str) -> Any:
         A view ``[rows]`` of the field's element type.
 
     Raises:
-        ValueError: there is no such field.
+        ValueError: the table has no field of this name.
     """
     return _field(stats, _STATS, name, "row statistics")
 
@@ -211,6 +211,6 @@ def verdict(verdicts: Any, name: str) -> Any:
         A view ``[batch]`` of the field's element type.
 
     Raises:
-        ValueError: there is no such field.
+        ValueError: the table has no field of this name.
     """
     return _field(verdicts, _VERDICT, name, "verdicts")

@@ -63,7 +63,7 @@ pub enum ProjectionsMut<'a> {
     Separate {
         /// q heads, `[rows, q_heads · head_dim]`, which change in place.
         q: HeadRowsMut<'a>,
-        /// k heads, `[rows, kv_heads · head_dim]`; those of mask rows change in place.
+        /// k heads, `[rows, kv_heads · head_dim]`; the k heads of mask rows change in place.
         k: HeadRowsMut<'a>,
         /// v heads, `[rows, kv_heads · head_dim]`.
         v: HeadRows<'a>,
