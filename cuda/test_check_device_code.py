@@ -119,6 +119,8 @@ class SharedMemory(unittest.TestCase):
             "accept_f32": 1024,
             "accept_block_sums_bf16": 1024,
             "rms_norm": 32,
+            "rms_norm_f16": 32,
+            "joint_attention_d64_r64_s2_f16": 40960 + 684 + 12,
             "add": 0,
         }
         for name, shared in expected.items():

@@ -50,7 +50,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: the three views cover memory that lives, and that nothing else touches, until the stream was waited for.
     let args = unsafe {
         RmsNorm {
-            x: Residual::Is(View::from_raw(x_address, 8, stream.queue())),
+            x: Residual::Is(View::<bf16>::from_raw(x_address, 8, stream.queue())),
             weight: View::from_raw(weight_address, 8, stream.queue()),
             out: ViewMut::from_raw(out_address, 8, stream.queue()),
             eps: 0.0,

@@ -16,16 +16,16 @@ use std::time::Instant;
 
 use flexdraft::kernels::{KernelError, Kernels};
 use flexdraft::runtime::{Cuda, Limits, RuntimeError, Simt, SimtOptions};
-use half::bf16;
+use half::{bf16, f16};
 use serde_json::{Value, json};
 
-use crate::cases::Case;
 use crate::cases::acceptance::Acceptance;
 use crate::cases::attention::Attention;
 use crate::cases::chain::Chain;
 use crate::cases::glue::{Append, Elementwise};
 use crate::cases::sampling::{Sampling, Stored};
 use crate::cases::selection::{Rotations, Selection};
+use crate::cases::{Case, Half};
 use crate::machine::Machine;
 use crate::traced::{Log, Traced, Waits};
 
@@ -50,7 +50,12 @@ fn once<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planne
 
 /// Returns a case of attention for two sequences, with the heads of Qwen3-8B for 128 dimensions and of SmolLM2-135M for
 /// 64. Its rows and the shared memory decide which kernel it launches.
-fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<R> {
+fn attention<R: Waits, T: Half + 'static>(
+    name: &str,
+    head_dim: usize,
+    groups: usize,
+    shared_kib: u32,
+) -> Planned<R> {
     let (q_heads, kv_heads, page_size) = if head_dim == 128 { (32, 8, 64) } else { (9, 3, 16) };
     let (candidates, slots) = (groups.max(1), 8);
     let case = Attention {
@@ -64,13 +69,14 @@ fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Plann
         head_dim,
         page_size,
         split: 64,
+        half: PhantomData::<T>,
     };
-    let name = format!("attention of {head_dim} dimensions, {groups} groups, {shared_kib} KiB");
+    let name = format!("attention of {head_dim} dimensions, {groups} groups, {shared_kib} KiB, {name}");
     Planned { shared_kib: Some(shared_kib), ..once(name, case) }
 }
 
 /// Returns a case of attention with one row whose context is long enough for the merge of many splits.
-fn long_attention<R: Waits>(head_dim: usize) -> Planned<R> {
+fn long_attention<R: Waits, T: Half + 'static>(name: &str, head_dim: usize) -> Planned<R> {
     let case = Attention {
         batch: 1,
         context: 125 * 64,
@@ -82,8 +88,9 @@ fn long_attention<R: Waits>(head_dim: usize) -> Planned<R> {
         head_dim,
         page_size: 64,
         split: 64,
+        half: PhantomData::<T>,
     };
-    once(format!("attention of {head_dim} dimensions, many splits"), case)
+    once(format!("attention of {head_dim} dimensions, many splits, {name}"), case)
 }
 
 /// Returns the cases of sampling and acceptance with logits stored as `L`.
@@ -104,16 +111,38 @@ fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     ]
 }
 
+/// Returns the cases around matrix products with rows and caches of `T`.
+fn glue<R: Waits, T: Half + 'static>(name: &str) -> Vec<Planned<R>> {
+    let half = PhantomData::<T>;
+    let rows = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
+        .map(|kernel| once(format!("{kernel}, {name}"), Elementwise { kernel, rows: 3, cols: 576, half }));
+    let appends = [(64, 9, 3, 16), (128, 32, 8, 64)].map(|(head_dim, q_heads, kv_heads, page_size)| {
+        let append = Append { rows: 2, context: 70, q_heads, kv_heads, head_dim, page_size, half };
+        once(format!("append of {head_dim} dimensions, {name}"), append)
+    });
+    rows.into_iter().chain(appends).collect()
+}
+
+/// Returns the cases of attention with rows and caches of `T`.
+fn of_attention<R: Waits, T: Half + 'static>(name: &str) -> Vec<Planned<R>> {
+    let mut all = vec![];
+    for head_dim in [64, 128] {
+        // These limits are the shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each makes
+        // other attention kernels the best choice.
+        let limits: &[u32] = if head_dim == 64 { &[227, 99, 64] } else { &[227, 99] };
+        for &shared_kib in limits {
+            all.extend([0, 3].map(|groups| attention::<R, T>(name, head_dim, groups, shared_kib)));
+        }
+        all.push(long_attention::<R, T>(name, head_dim));
+    }
+    all
+}
+
 /// Returns cases that launch every kernel, the shortest cases first.
 fn planned<R: Waits>() -> Vec<Planned<R>> {
-    let mut all: Vec<Planned<R>> = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
-        .map(|kernel| once(kernel, Elementwise { kernel, rows: 3, cols: 576 }))
-        .into();
+    let mut all: Vec<Planned<R>> = glue::<R, bf16>("bf16");
+    all.extend(glue::<R, f16>("f16"));
     all.push(once("rope_table", Rotations { batch: 2, candidates: 3, head_dim: 128 }));
-    for (head_dim, q_heads, kv_heads, page_size) in [(64, 9, 3, 16), (128, 32, 8, 64)] {
-        let append = Append { rows: 2, context: 70, q_heads, kv_heads, head_dim, page_size };
-        all.push(once(format!("append of {head_dim} dimensions"), append));
-    }
     for kernel in ["select_drafts", "follow_verdicts"] {
         all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
     }
@@ -122,15 +151,8 @@ fn planned<R: Waits>() -> Vec<Planned<R>> {
         "chain_walk",
         Chain { kernel: "chain_walk", batch: 2, slots: 16, count: 16, size: 0, stored },
     ));
-    for head_dim in [64, 128] {
-        // These limits are the shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each makes
-        // other attention kernels the best choice.
-        let limits: &[u32] = if head_dim == 64 { &[227, 99, 64] } else { &[227, 99] };
-        for &shared_kib in limits {
-            all.extend([0, 3].map(|groups| attention(head_dim, groups, shared_kib)));
-        }
-        all.push(long_attention(head_dim));
-    }
+    all.extend(of_attention::<R, bf16>("bf16"));
+    all.extend(of_attention::<R, f16>("f16"));
     all.extend(of_logits::<R, f32>("f32"));
     all.extend(of_logits::<R, bf16>("bf16"));
     all

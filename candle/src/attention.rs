@@ -10,12 +10,13 @@ use flexdraft::kernels::{
 use flexdraft::layout::{AttentionShape, RowKind};
 
 use crate::error::refused;
-use crate::operands::Elements::{Bf16, F32};
-use crate::operands::{ANY, Held, Operands, Slot, dim};
+use crate::operands::Elements::{self, F32};
+use crate::operands::{ANY, Half, Held, Operands, Slot, dim, of_half};
 use crate::pass::PassTables;
 use crate::processor::{Kernels, launch, on_processor};
 
-/// One layer of a paged KV cache: two tensors `[pages, page_size, kv_heads, head_dim]` of bf16.
+/// One layer of a paged KV cache: two tensors `[pages, page_size, kv_heads, head_dim]` of bf16 or f16. Their type
+/// is the type of all rows of a call.
 ///
 /// Strides are free, except that the elements of a head are adjacent. A cache that is stored as `[pages, kv_heads,
 /// page_size, head_dim]` is given as its `transpose(1, 2)`.
@@ -27,7 +28,7 @@ pub struct KvCache<'a> {
     pub v: &'a Tensor,
 }
 
-/// The heads that [`Kernels::joint_attention`] reads, bf16.
+/// The heads that [`Kernels::joint_attention`] reads, bf16 or f16 as the cache.
 #[derive(Clone, Copy, Debug)]
 pub enum Projections<'a> {
     /// One tensor with the q, k and v heads of every row, `[rows, (q_heads + 2 · kv_heads) · head_dim]`. Rows after the rows
@@ -42,7 +43,7 @@ pub enum Projections<'a> {
     },
 }
 
-/// The heads of the mask rows of a pass, bf16. Rows may be parts of longer rows.
+/// The heads of the mask rows of a pass, bf16 or f16 as the cache. Rows may be parts of longer rows.
 #[derive(Clone, Copy, Debug)]
 pub struct MaskProjections<'a> {
     /// q heads, `[mask rows, q_heads · head_dim]`.
@@ -53,7 +54,8 @@ pub struct MaskProjections<'a> {
     pub v: &'a Tensor,
 }
 
-/// The heads that [`Kernels::norm_rope_append`] changes in place and appends to the cache, bf16.
+/// The heads that [`Kernels::norm_rope_append`] changes in place and appends to the cache, bf16 or f16 as the
+/// cache.
 #[derive(Clone, Copy, Debug)]
 pub enum RotatedProjections<'a> {
     /// One tensor with the q, k and v heads of every row of the pass, `[rows, (q_heads + 2 · kv_heads) · head_dim]`.
@@ -124,7 +126,7 @@ pub struct JointAttention<'a> {
 /// The results of [`Kernels::joint_attention`].
 #[derive(Clone, Debug)]
 pub struct Attended {
-    /// The attention output of each row, `[rows, q_heads · head_dim]` of bf16; zeros for padding.
+    /// The attention output of each row, `[rows, q_heads · head_dim]`, of the cache's type; zeros for padding.
     pub out: Tensor,
     /// The natural logarithm of Σ exp(score), `[rows, q_heads]` of f32; −∞ for padding.
     pub lse: Tensor,
@@ -133,11 +135,11 @@ pub struct Attended {
 /// Rows of heads among the operands of a launch, with their distance in elements.
 type RowSlot = (Slot, usize);
 
-fn rows<'a>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRows<'a> {
+fn rows<'a, T: Half>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRows<'a, T> {
     HeadRows { view: memory.view(slot), stride }
 }
 
-fn rows_mut<'a>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRowsMut<'a> {
+fn rows_mut<'a, T: Half>((slot, stride): RowSlot, memory: &'a Held<'_>) -> HeadRowsMut<'a, T> {
     HeadRowsMut { view: memory.view_mut(slot), stride }
 }
 
@@ -149,20 +151,20 @@ enum ProjectionSlots {
 }
 
 impl Projections<'_> {
-    fn add(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<ProjectionSlots> {
+    fn add<T: Half>(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<ProjectionSlots> {
         let (columns, kv_columns) = columns(shape);
         match self {
             Projections::Fused(qkv) => {
-                operands.read("qkv", qkv, Bf16, &[ANY, shape.qkv_cols()]).map(ProjectionSlots::Fused)
+                operands.read("qkv", qkv, T::ELEMENTS, &[ANY, shape.qkv_cols()]).map(ProjectionSlots::Fused)
             }
             Projections::Separate { q, masks } => {
-                let q = operands.rows("q", q, [ANY, columns], false)?;
+                let q = operands.rows("q", q, T::ELEMENTS, [ANY, columns], false)?;
                 let masks = masks.map(|masks| -> Result<[RowSlot; 3]> {
                     let rows = dim(masks.q, 0);
                     Ok([
-                        operands.rows("mask q", masks.q, [ANY, columns], false)?,
-                        operands.rows("mask k", masks.k, [rows, kv_columns], false)?,
-                        operands.rows("mask v", masks.v, [rows, kv_columns], false)?,
+                        operands.rows("mask q", masks.q, T::ELEMENTS, [ANY, columns], false)?,
+                        operands.rows("mask k", masks.k, T::ELEMENTS, [rows, kv_columns], false)?,
+                        operands.rows("mask v", masks.v, T::ELEMENTS, [rows, kv_columns], false)?,
                     ])
                 });
                 Ok(ProjectionSlots::Separate { q, masks: masks.transpose()? })
@@ -182,7 +184,7 @@ impl Projections<'_> {
 }
 
 impl ProjectionSlots {
-    fn view<'a>(self, memory: &'a Held<'_>) -> Heads<'a> {
+    fn view<'a, T: Half>(self, memory: &'a Held<'_>) -> Heads<'a, T> {
         match self {
             ProjectionSlots::Fused(qkv) => Heads::Fused(memory.view(qkv)),
             ProjectionSlots::Separate { q, masks } => Heads::Separate {
@@ -204,18 +206,18 @@ enum RotatedSlots {
 }
 
 impl RotatedProjections<'_> {
-    fn add(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<RotatedSlots> {
+    fn add<T: Half>(self, operands: &mut Operands<'_>, shape: AttentionShape) -> Result<RotatedSlots> {
         let (columns, kv_columns) = columns(shape);
         match self {
             RotatedProjections::Fused(qkv) => {
-                operands.write("qkv", qkv, Bf16, &[ANY, shape.qkv_cols()]).map(RotatedSlots::Fused)
+                operands.write("qkv", qkv, T::ELEMENTS, &[ANY, shape.qkv_cols()]).map(RotatedSlots::Fused)
             }
             RotatedProjections::Separate { q, k, v } => {
                 let rows = dim(q, 0);
                 Ok(RotatedSlots::Separate([
-                    operands.rows("q", q, [ANY, columns], true)?,
-                    operands.rows("k", k, [rows, kv_columns], true)?,
-                    operands.rows("v", v, [rows, kv_columns], false)?,
+                    operands.rows("q", q, T::ELEMENTS, [ANY, columns], true)?,
+                    operands.rows("k", k, T::ELEMENTS, [rows, kv_columns], true)?,
+                    operands.rows("v", v, T::ELEMENTS, [rows, kv_columns], false)?,
                 ]))
             }
         }
@@ -223,7 +225,7 @@ impl RotatedProjections<'_> {
 }
 
 impl RotatedSlots {
-    fn view<'a>(self, memory: &'a Held<'_>) -> HeadsMut<'a> {
+    fn view<'a, T: Half>(self, memory: &'a Held<'_>) -> HeadsMut<'a, T> {
         match self {
             RotatedSlots::Fused(qkv) => HeadsMut::Fused(memory.view_mut(qkv)),
             RotatedSlots::Separate([q, k, v]) => {
@@ -248,9 +250,9 @@ struct CacheSlots {
 }
 
 impl KvCache<'_> {
-    fn add(self, operands: &mut Operands<'_>, written: bool) -> Result<CacheSlots> {
-        let k = operands.cache("k cache", self.k, self.k.dims(), written)?;
-        let v = operands.cache("v cache", self.v, self.k.dims(), written)?;
+    fn add<T: Half>(self, operands: &mut Operands<'_>, written: bool) -> Result<CacheSlots> {
+        let k = operands.cache("k cache", self.k, Elements::Half, self.k.dims(), written)?;
+        let v = operands.cache("v cache", self.v, T::ELEMENTS, self.k.dims(), written)?;
         let strides = |tensor: &Tensor| {
             let [page, token, head] = [0, 1, 2].map(|index| tensor.stride().get(index).copied().unwrap_or(0));
             KvStrides { page, token, head }
@@ -264,12 +266,12 @@ impl KvCache<'_> {
 }
 
 impl CacheSlots {
-    fn view<'a>(self, memory: &'a Held<'_>) -> PagedKv<'a> {
+    fn view<'a, T: Half>(self, memory: &'a Held<'_>) -> PagedKv<'a, T> {
         let CacheSlots { k, v, k_strides, v_strides } = self;
         PagedKv { k: memory.view(k), v: memory.view(v), k_strides, v_strides }
     }
 
-    fn view_mut<'a>(self, memory: &'a Held<'_>) -> PagedKvMut<'a> {
+    fn view_mut<'a, T: Half>(self, memory: &'a Held<'_>) -> PagedKvMut<'a, T> {
         let CacheSlots { k, v, k_strides, v_strides } = self;
         PagedKvMut { k: memory.view_mut(k), v: memory.view_mut(v), k_strides, v_strides }
     }
@@ -310,10 +312,14 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn norm_rope_append(&self, args: &NormRopeAppend<'_>) -> Result<()> {
+        of_half!(args.cache.k, self.norm_rope_append_of(args))
+    }
+
+    fn norm_rope_append_of<T: Half>(&self, args: &NormRopeAppend<'_>) -> Result<()> {
         let mut operands = self.operands("norm_rope_append");
         args.pass.check(&operands)?;
         let shape = args.cache.shape(args.q_heads);
-        let qkv = args.qkv.add(&mut operands, shape)?;
+        let qkv = args.qkv.add::<T>(&mut operands, shape)?;
         let table_rows = match args.qkv {
             RotatedProjections::Fused(qkv) => dim(qkv, 0),
             RotatedProjections::Separate { .. } => ANY,
@@ -324,7 +330,7 @@ impl Kernels {
             Ok((q, operands.read("k norm", k, F32, &[shape.head_dim])?))
         });
         let norms = norms.transpose()?;
-        let cache = args.cache.add(&mut operands, true)?;
+        let cache = args.cache.add::<T>(&mut operands, true)?;
         let error = self.faults(&mut operands)?;
         launch!(self, operands, |loaded, stream, memory| {
             loaded.norm_rope_append(
@@ -336,7 +342,7 @@ impl Kernels {
                     cos_sin: memory.view(cos_sin),
                     norms: norms.map(|(q, k)| (memory.view(q), memory.view(k))),
                     eps: args.eps,
-                    cache: cache.view_mut(memory),
+                    cache: cache.view_mut::<T>(memory),
                     shape,
                     error: Some(memory.view_mut(error)),
                 },
@@ -355,14 +361,18 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn joint_attention(&self, args: &JointAttention<'_>) -> Result<Attended> {
+        of_half!(args.cache.k, self.joint_attention_of(args))
+    }
+
+    fn joint_attention_of<T: Half>(&self, args: &JointAttention<'_>) -> Result<Attended> {
         let mut operands = self.operands("joint_attention");
         args.pass.check(&operands)?;
         let (rows, q_heads) = (args.qkv.rows(), args.q_heads);
         let (shape, split) = (args.cache.shape(q_heads), args.split.unwrap_or(DEFAULT_SPLIT));
-        let qkv = args.qkv.add(&mut operands, shape)?;
+        let qkv = args.qkv.add::<T>(&mut operands, shape)?;
         let sinks = operands.optional("sinks", args.scores.sinks, F32, &[q_heads])?;
-        let cache = args.cache.add(&mut operands, false)?;
-        let (out, attended) = operands.output("out", DType::BF16, &[rows, shape.out_cols()])?;
+        let cache = args.cache.add::<T>(&mut operands, false)?;
+        let (out, attended) = operands.output("out", T::DTYPE, &[rows, shape.out_cols()])?;
         let (lse, log_sums) = operands.output("lse", DType::F32, &[rows, q_heads])?;
         // The kernel refuses a split below 64.
         let workspace = self.attention_workspace_len(args.pass, args.masks, rows, shape, split.max(64))?;
@@ -375,7 +385,7 @@ impl Kernels {
                     pass: args.pass.on(loaded)?,
                     masks: args.masks,
                     qkv: qkv.view(memory),
-                    cache: cache.view(memory),
+                    cache: cache.view::<T>(memory),
                     out: memory.view_mut(out),
                     lse: Some(memory.view_mut(lse)),
                     workspace: memory.view_mut(workspace),

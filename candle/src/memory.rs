@@ -94,6 +94,7 @@ fn host_span(storage: &CpuStorage) -> Result<Span> {
     }
     match storage {
         CpuStorage::BF16(elements) => span(elements),
+        CpuStorage::F16(elements) => span(elements),
         CpuStorage::F32(elements) => span(elements),
         CpuStorage::I32(elements) => span(elements),
         CpuStorage::U32(elements) => span(elements),
@@ -108,6 +109,7 @@ fn host_span_mut(storage: &mut CpuStorage) -> Result<Span> {
     }
     match storage {
         CpuStorage::BF16(elements) => span(elements),
+        CpuStorage::F16(elements) => span(elements),
         CpuStorage::F32(elements) => span(elements),
         CpuStorage::I32(elements) => span(elements),
         CpuStorage::U32(elements) => span(elements),
@@ -139,7 +141,7 @@ mod device {
                 }
             };
         }
-        span!(BF16, F32, I32, U32, I64)
+        span!(BF16, F16, F32, I32, U32, I64)
     }
 
     /// Does the same for a storage that launches write.
@@ -157,7 +159,7 @@ mod device {
                 }
             };
         }
-        span!(BF16, F32, I32, U32, I64)
+        span!(BF16, F16, F32, I32, U32, I64)
     }
 }
 

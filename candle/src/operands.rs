@@ -1,8 +1,9 @@
 //! The operands of a launch: tensors, checked and named in errors.
 
 use candle_core::{DType, Device, Result, Tensor};
-use flexdraft::kernels::KernelError;
+use flexdraft::kernels::{HalfFloat, KernelError};
 use flexdraft::runtime::{Element, QueueId, View, ViewMut};
+use half::{bf16, f16};
 
 use crate::error::{Error, refused};
 use crate::memory::{self, Span, Used};
@@ -15,6 +16,9 @@ pub(crate) const ANY: usize = usize::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Elements {
     Bf16,
+    F16,
+    /// bf16 or f16: of the operand that decides the type of all rows and caches.
+    Half,
     F32,
     /// f32 or bf16.
     Logits,
@@ -34,6 +38,8 @@ impl Elements {
     fn dtypes(self) -> Vec<DType> {
         match self {
             Elements::Bf16 => vec![DType::BF16],
+            Elements::F16 => vec![DType::F16],
+            Elements::Half => vec![DType::BF16, DType::F16],
             Elements::F32 => vec![DType::F32],
             Elements::Logits => vec![DType::F32, DType::BF16],
             Elements::Index => vec![DType::I32, DType::U32],
@@ -41,6 +47,34 @@ impl Elements {
         }
     }
 }
+
+/// The types of rows and caches.
+pub(crate) trait Half: HalfFloat {
+    const ELEMENTS: Elements;
+    const DTYPE: DType;
+}
+
+impl Half for bf16 {
+    const ELEMENTS: Elements = Elements::Bf16;
+    const DTYPE: DType = DType::BF16;
+}
+
+impl Half for f16 {
+    const ELEMENTS: Elements = Elements::F16;
+    const DTYPE: DType = DType::F16;
+}
+
+/// Calls a generic function with the type of all rows and caches of a launch, which a tensor decides. The function refuses
+/// a tensor of a third type.
+macro_rules! of_half {
+    ($tensor:expr, $kernels:ident . $function:ident ( $($argument:expr),* $(,)? )) => {
+        match $tensor.dtype() {
+            candle_core::DType::F16 => $kernels.$function::<half::f16>($($argument),*),
+            _ => $kernels.$function::<half::bf16>($($argument),*),
+        }
+    };
+}
+pub(crate) use of_half;
 
 /// The place of an operand in the list of a launch.
 #[derive(Clone, Copy, Debug)]
@@ -176,11 +210,12 @@ impl<'a> Operands<'a> {
         &mut self,
         name: &'static str,
         tensor: &Tensor,
+        elements: Elements,
         shape: &[usize],
         written: bool,
     ) -> Result<Slot> {
-        self.check(name, tensor, Elements::Bf16, &[ANY; 4])?;
-        self.check(name, tensor, Elements::Bf16, shape)?;
+        self.check(name, tensor, elements, &[ANY; 4])?;
+        self.check(name, tensor, elements, shape)?;
         let (dims, strides) = (tensor.dims(), tensor.stride());
         if dim(tensor, 3) > 1 && strides.last() != Some(&1) {
             let expected = "adjacent elements within a head";
@@ -200,10 +235,11 @@ impl<'a> Operands<'a> {
         &mut self,
         name: &'static str,
         tensor: &Tensor,
+        elements: Elements,
         shape: [usize; 2],
         written: bool,
     ) -> Result<(Slot, usize)> {
-        self.check(name, tensor, Elements::Bf16, &shape)?;
+        self.check(name, tensor, elements, &shape)?;
         let ([rows, columns], stride) = ([dim(tensor, 0), dim(tensor, 1)], tensor.stride());
         let (apart, adjacent) = match *stride {
             [apart, adjacent] => (apart, columns <= 1 || adjacent == 1),

@@ -1,14 +1,14 @@
 //! Kernels on rows of the residual stream: embedding, gather, norm, addition and activations.
 //!
-//! Rows are bf16 with a multiple of 8 columns, `[rows, cols]`.
+//! Rows are bf16 or f16 with a multiple of 8 columns, `[rows, cols]`; all rows of a call have one of the two types.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use flexdraft::kernels::activation::{SiluAdd, SiluMul};
 use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
 
-use crate::operands::Elements::{Bf16, F32, Index};
-use crate::operands::{ANY, dim};
+use crate::operands::Elements::{self, F32, Index};
+use crate::operands::{ANY, Half, dim, of_half};
 use crate::processor::{Kernels, launch};
 
 impl Kernels {
@@ -19,14 +19,18 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn embed(&self, ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+        of_half!(table, self.embed_of(ids, table))
+    }
+
+    fn embed_of<T: Half>(&self, ids: &Tensor, table: &Tensor) -> Result<Tensor> {
         let mut operands = self.operands("embed");
         let (rows, cols) = (dim(ids, 0), dim(table, 1));
         let ids = operands.read("ids", ids, Index, &[ANY])?;
-        let table = operands.read("table", table, Bf16, &[ANY, ANY])?;
-        let (out, result) = operands.output("out", DType::BF16, &[rows, cols])?;
+        let table = operands.read("table", table, Elements::Half, &[ANY, ANY])?;
+        let (out, result) = operands.output("out", T::DTYPE, &[rows, cols])?;
         let error = self.faults(&mut operands)?;
         launch!(self, operands, |loaded, stream, memory| {
-            let (ids, table) = (memory.view(ids), memory.view(table));
+            let (ids, table) = (memory.view(ids), memory.view::<T>(table));
             let (out, error) = (memory.view_mut(out), Some(memory.view_mut(error)));
             loaded.embed(stream, &Embed { ids, table, out, error, cols })
         })?;
@@ -40,14 +44,18 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn gather(&self, indices: &Tensor, x: &Tensor) -> Result<Tensor> {
+        of_half!(x, self.gather_of(indices, x))
+    }
+
+    fn gather_of<T: Half>(&self, indices: &Tensor, x: &Tensor) -> Result<Tensor> {
         let mut operands = self.operands("gather");
         let (rows, cols) = (dim(indices, 0), dim(x, 1));
         let indices = operands.read("indices", indices, Index, &[ANY])?;
-        let x = operands.read("x", x, Bf16, &[ANY, ANY])?;
-        let (out, result) = operands.output("out", DType::BF16, &[rows, cols])?;
+        let x = operands.read("x", x, Elements::Half, &[ANY, ANY])?;
+        let (out, result) = operands.output("out", T::DTYPE, &[rows, cols])?;
         let error = self.faults(&mut operands)?;
         launch!(self, operands, |loaded, stream, memory| {
-            let (indices, x) = (memory.view(indices), memory.view(x));
+            let (indices, x) = (memory.view(indices), memory.view::<T>(x));
             let (out, error) = (memory.view_mut(out), Some(memory.view_mut(error)));
             loaded.gather(stream, &Gather { indices, x, out, error, cols })
         })?;
@@ -60,7 +68,7 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-        self.norm("rms_norm", x, None, weight, eps)
+        of_half!(x, self.norm("rms_norm", x, None, weight, eps))
     }
 
     /// Adds `delta` to `x` in place, both `[rows, cols]`, and returns the [`rms_norm`](Self::rms_norm) of the sum as it was
@@ -70,10 +78,10 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn add_rms_norm(&self, x: &Tensor, delta: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-        self.norm("add_rms_norm", x, Some(delta), weight, eps)
+        of_half!(x, self.norm("add_rms_norm", x, Some(delta), weight, eps))
     }
 
-    fn norm(
+    fn norm<T: Half>(
         &self,
         kernel: &'static str,
         x: &Tensor,
@@ -84,14 +92,14 @@ impl Kernels {
         let mut operands = self.operands(kernel);
         let (rows, cols) = (dim(x, 0), dim(x, 1));
         let x = match delta {
-            None => operands.read("x", x, Bf16, &[ANY, ANY])?,
-            Some(_) => operands.write("x", x, Bf16, &[ANY, ANY])?,
+            None => operands.read("x", x, Elements::Half, &[ANY, ANY])?,
+            Some(_) => operands.write("x", x, Elements::Half, &[ANY, ANY])?,
         };
-        let delta = operands.optional("delta", delta, Bf16, &[rows, cols])?;
+        let delta = operands.optional("delta", delta, T::ELEMENTS, &[rows, cols])?;
         let weight = operands.read("weight", weight, F32, &[cols])?;
-        let (out, result) = operands.output("out", DType::BF16, &[rows, cols])?;
+        let (out, result) = operands.output("out", T::DTYPE, &[rows, cols])?;
         launch!(self, operands, |loaded, stream, memory| {
-            let x = match delta {
+            let x: Residual<'_, T> = match delta {
                 None => Residual::Is(memory.view(x)),
                 Some(delta) => Residual::Add { x: memory.view_mut(x), delta: memory.view(delta) },
             };
@@ -101,18 +109,22 @@ impl Kernels {
         Ok(result)
     }
 
-    /// Adds `delta` to `x` in place, both `[rows, cols]`. Sums are rounded to bf16.
+    /// Adds `delta` to `x` in place, both `[rows, cols]`. Sums are rounded to the type of `x`.
     ///
     /// # Errors
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn add(&self, x: &Tensor, delta: &Tensor) -> Result<()> {
+        of_half!(x, self.add_of(x, delta))
+    }
+
+    fn add_of<T: Half>(&self, x: &Tensor, delta: &Tensor) -> Result<()> {
         let mut operands = self.operands("add");
         let shape = [dim(x, 0), dim(x, 1)];
-        let x = operands.write("x", x, Bf16, &[ANY, ANY])?;
-        let delta = operands.read("delta", delta, Bf16, &shape)?;
+        let x = operands.write("x", x, Elements::Half, &[ANY, ANY])?;
+        let delta = operands.read("delta", delta, T::ELEMENTS, &shape)?;
         launch!(self, operands, |loaded, stream, memory| {
-            loaded.add(stream, &Add { x: memory.view_mut(x), delta: memory.view(delta) })
+            loaded.add(stream, &Add { x: memory.view_mut::<T>(x), delta: memory.view(delta) })
         })
     }
 
@@ -122,12 +134,16 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn silu_mul(&self, x: &Tensor) -> Result<Tensor> {
+        of_half!(x, self.silu_mul_of(x))
+    }
+
+    fn silu_mul_of<T: Half>(&self, x: &Tensor) -> Result<Tensor> {
         let mut operands = self.operands("silu_mul");
         let (rows, cols) = (dim(x, 0), dim(x, 1) / 2);
-        let x = operands.read("x", x, Bf16, &[ANY, ANY])?;
-        let (out, result) = operands.output("out", DType::BF16, &[rows, cols])?;
+        let x = operands.read("x", x, Elements::Half, &[ANY, ANY])?;
+        let (out, result) = operands.output("out", T::DTYPE, &[rows, cols])?;
         launch!(self, operands, |loaded, stream, memory| {
-            loaded.silu_mul(stream, &SiluMul { x: memory.view(x), out: memory.view_mut(out), cols })
+            loaded.silu_mul(stream, &SiluMul { x: memory.view::<T>(x), out: memory.view_mut(out), cols })
         })?;
         Ok(result)
     }
@@ -140,14 +156,18 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn silu_add(&self, x: &Tensor, bonus: &Tensor, owner: &Tensor) -> Result<()> {
+        of_half!(x, self.silu_add_of(x, bonus, owner))
+    }
+
+    fn silu_add_of<T: Half>(&self, x: &Tensor, bonus: &Tensor, owner: &Tensor) -> Result<()> {
         let mut operands = self.operands("silu_add");
         let (rows, cols) = (dim(x, 0), dim(x, 1));
-        let x = operands.write("x", x, Bf16, &[ANY, ANY])?;
-        let bonus = operands.read("bonus", bonus, Bf16, &[ANY, cols])?;
+        let x = operands.write("x", x, Elements::Half, &[ANY, ANY])?;
+        let bonus = operands.read("bonus", bonus, T::ELEMENTS, &[ANY, cols])?;
         let owner = operands.read("owner", owner, Index, &[rows])?;
         let error = self.faults(&mut operands)?;
         launch!(self, operands, |loaded, stream, memory| {
-            let (x, bonus, owner) = (memory.view_mut(x), memory.view(bonus), memory.view(owner));
+            let (x, bonus, owner) = (memory.view_mut::<T>(x), memory.view(bonus), memory.view(owner));
             loaded.silu_add(stream, &SiluAdd { x, bonus, owner, error: Some(memory.view_mut(error)), cols })
         })
     }

@@ -1,4 +1,5 @@
-/* Parameters of the activations. Rows are bf16, with `cols` elements (a multiple of 8). */
+/* Parameters of the activations. Rows are bf16, or f16 for the kernels whose names end in _f16, with `cols` elements (a
+ * multiple of 8). */
 #pragma once
 
 #include "../common/params.h"

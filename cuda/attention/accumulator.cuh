@@ -162,7 +162,8 @@ struct Accumulator {
         uint16_t* const to = p.out + head_row * Shape::head_dim + cta.lane % 4 * 2;
 #pragma unroll
         for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
-            *reinterpret_cast<uint32_t*>(to + 8 * n) = divided(pairs[n].x, pairs[n].y, stats.y);
+            *reinterpret_cast<uint32_t*>(to + 8 * n) =
+                divided<typename Shape::Element>(pairs[n].x, pairs[n].y, stats.y);
         }
         if (p.lse != nullptr && cta.lane % 4 == 0) p.lse[head_row] = log_sum_exp(stats.x, stats.y);
     }

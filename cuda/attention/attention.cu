@@ -31,10 +31,10 @@
 namespace {
 
 // The kernel's shared memory is SharedBytes, which the launch asks for, and the plan of work items behind it.
-template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages, int32_t SharedBytes>
+template <typename Element, int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages, int32_t SharedBytes>
 FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     FLEXDRAFT_SHARED(memory);
-    using Shape = JointShape<HeadDim, Warps, Parts, Stages>;
+    using Shape = JointShape<Element, HeadDim, Warps, Parts, Stages>;
     using Shared = typename Shape::Shared;
     static_assert(sizeof(Shared) == SharedBytes, "what the launch asks for");
     auto* const first = reinterpret_cast<int32_t*>(memory + sizeof(Shared));
@@ -76,43 +76,65 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 
 // Registers per thread, at most 255; two CTAs share a multiprocessor:
 //
-//   kernel                           sm_80   sm_90a
-//   joint_attention_d64_r64_s2         188      182
-//   joint_attention_d64_r64_s3         194      187
-//   joint_attention_d64_r128_s2        225      231
-//   joint_attention_d64_r128_s3        227      233
-//   joint_attention_d128_r64_s2        242      245
-//   joint_attention_d128_r64_s3        244      245
-//   joint_attention_d128_r128_s2       255      255
-#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                               \
-    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,    \
-                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                               \
-        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows per part and warp"); \
-        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                   \
-                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                    \
+//   kernel                            sm_80   sm_90a
+//   joint_attention_d64_r64_s2          188      182
+//   joint_attention_d64_r64_s3          194      187
+//   joint_attention_d64_r128_s2         225      231
+//   joint_attention_d64_r128_s3         227      233
+//   joint_attention_d128_r64_s2         242      245
+//   joint_attention_d128_r64_s3         244      245
+//   joint_attention_d128_r128_s2        255      255
+//   joint_attention_d64_r64_s2_f16      188      182
+//   joint_attention_d64_r64_s3_f16      194      187
+//   joint_attention_d64_r128_s2_f16     225      230
+//   joint_attention_d64_r128_s3_f16     227      232
+//   joint_attention_d128_r64_s2_f16     243      245
+//   joint_attention_d128_r64_s3_f16     249      247
+//   joint_attention_d128_r128_s2_f16    255      255
+#define FLEXDRAFT_JOINT(Element, suffix, head_dim, rows, parts, stages)                                   \
+    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages##suffix, FlexdraftAttentionParams, \
+                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                                    \
+        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows per part and warp");      \
+        joint_attention<Element, head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,               \
+                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                         \
     }
-FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
+#define FLEXDRAFT_JOINT_BF16(head_dim, rows, parts, stages) FLEXDRAFT_JOINT(bf16, , head_dim, rows, parts, stages)
+#define FLEXDRAFT_JOINT_F16(head_dim, rows, parts, stages) FLEXDRAFT_JOINT(f16, _f16, head_dim, rows, parts, stages)
+FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT_BF16)
+FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT_F16)
 
 // The registers that hold the tree of attention_merge decide how many warps run at once and hide each other's waits, so
 // one kernel has only a few levels. Registers per thread:
 //
-//   kernel                           sm_80   sm_90a
-//   attention_merge_d64_l5              72       72
-//   attention_merge_d64_l12            128      128
-//   attention_merge_d128_l5             96       96
-//   attention_merge_d128_l12           184      184
-#define FLEXDRAFT_MERGE(head_dim, levels)                                                                           \
-    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 32 * FLEXDRAFT_MERGE_WARPS, \
-                     1) {                                                                                           \
-        attention_merge<head_dim, levels>(p);                                                                       \
+//   kernel                            sm_80   sm_90a
+//   attention_merge_d64_l5               72       72
+//   attention_merge_d64_l12             128      128
+//   attention_merge_d128_l5              96       96
+//   attention_merge_d128_l12            184      184
+//   attention_merge_d64_l5_f16           72       72
+//   attention_merge_d64_l12_f16         128      128
+//   attention_merge_d128_l5_f16          96       96
+//   attention_merge_d128_l12_f16        184      184
+#define FLEXDRAFT_MERGE(Element, suffix, head_dim, levels)                                      \
+    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels##suffix, FlexdraftAttentionParams, \
+                     32 * FLEXDRAFT_MERGE_WARPS, 1) {                                           \
+        attention_merge<Element, head_dim, levels>(p);                                          \
     }
 static_assert(FLEXDRAFT_FEW_LEVELS == 5 && FLEXDRAFT_MERGE_LEVELS == 12, "the kernels' names");
-FLEXDRAFT_MERGE(64, 5)
-FLEXDRAFT_MERGE(64, 12)
-FLEXDRAFT_MERGE(128, 5)
-FLEXDRAFT_MERGE(128, 12)
+FLEXDRAFT_MERGE(bf16, , 64, 5)
+FLEXDRAFT_MERGE(bf16, , 64, 12)
+FLEXDRAFT_MERGE(bf16, , 128, 5)
+FLEXDRAFT_MERGE(bf16, , 128, 12)
+FLEXDRAFT_MERGE(f16, _f16, 64, 5)
+FLEXDRAFT_MERGE(f16, _f16, 64, 12)
+FLEXDRAFT_MERGE(f16, _f16, 128, 5)
+FLEXDRAFT_MERGE(f16, _f16, 128, 12)
 
 FLEXDRAFT_KERNEL_TABLE(attention, joint_attention_d64_r64_s2, joint_attention_d64_r64_s3, joint_attention_d64_r128_s2,
                        joint_attention_d64_r128_s3, joint_attention_d128_r64_s2, joint_attention_d128_r64_s3,
                        joint_attention_d128_r128_s2, attention_merge_d64_l5, attention_merge_d64_l12,
-                       attention_merge_d128_l5, attention_merge_d128_l12)
+                       attention_merge_d128_l5, attention_merge_d128_l12, joint_attention_d64_r64_s2_f16,
+                       joint_attention_d64_r64_s3_f16, joint_attention_d64_r128_s2_f16, joint_attention_d64_r128_s3_f16,
+                       joint_attention_d128_r64_s2_f16, joint_attention_d128_r64_s3_f16,
+                       joint_attention_d128_r128_s2_f16, attention_merge_d64_l5_f16, attention_merge_d64_l12_f16,
+                       attention_merge_d128_l5_f16, attention_merge_d128_l12_f16)

@@ -5,8 +5,9 @@
 #include "shared_plan.cuh"
 #include "work_items.cuh"
 
-template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
+template <typename Type, int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
 struct JointShape {
+    using Element = Type; // of Q, K, V, the weights and the output: bf16 or f16
     static constexpr int32_t head_dim = HeadDim;
     static constexpr int32_t threads = 32 * Warps;
     // A warp has `parts` parts of 16 rows, which share the K and V that the warp reads: shared memory delivers keys for

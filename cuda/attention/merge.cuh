@@ -11,7 +11,7 @@
 #include "work_items.cuh"
 
 // Merges states in a binary tree over groups of states: with Levels levels, up to 2^Levels - 1 groups have a place.
-template <int32_t HeadDim, int32_t Levels>
+template <typename Element, int32_t HeadDim, int32_t Levels>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int32_t elements = HeadDim / 32;
     constexpr int32_t at_once = FLEXDRAFT_SPAN_SPLITS;
@@ -112,7 +112,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
 #pragma unroll
     for (int32_t i = 0; i < elements; i += 2) {
-        *reinterpret_cast<uint32_t*>(out + 32 * i) = divided(total.out[i], total.out[i + 1], total.sum);
+        *reinterpret_cast<uint32_t*>(out + 32 * i) = divided<Element>(total.out[i], total.out[i + 1], total.sum);
     }
     if (p.lse != nullptr && lane == 0) p.lse[head_row] = log_sum_exp(total.maximum, total.sum);
 }

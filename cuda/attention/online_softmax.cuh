@@ -12,10 +12,11 @@
 FLEXDRAFT_INLINE float tanh_of_bits(float x) { return 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(x)); }
 
 // The online softmax of a warp's rows: a thread has two rows of each part of its warp (JointCta::row_of), and the
-// quarter of each row's elements that mma_m16n8k16 gives it. Until gather_sums, `sum` covers the thread's quarter of
+// quarter of each row's elements that Element::mma gives it. Until gather_sums, `sum` covers the thread's quarter of
 // the keys; `maximum` covers all keys.
 template <typename Shape>
 struct OnlineSoftmax {
+    using Element = typename Shape::Element;
     float maximum[Shape::parts][2], sum[Shape::parts][2];
     float out[Shape::parts][Shape::head_dim / 8][4];
 
@@ -43,7 +44,7 @@ struct OnlineSoftmax {
         const float scale = cta.p.scale_log2;
         const int32_t lane = cta.compiler_barrier(cta.lane);
         float scores[Shape::parts][8][4];
-        multiply_qk<Shape::head_dim, Shape::parts>(scores, q, k, lane);
+        multiply_qk<Element, Shape::head_dim, Shape::parts>(scores, q, k, lane);
         if (cta.p.cap_scale != 0.0f) {
 #pragma unroll
             for (int32_t part = 0; part < Shape::parts; ++part) {
@@ -103,11 +104,11 @@ struct OnlineSoftmax {
                 float added = 0.0f;
 #pragma unroll
                 for (int32_t n = 0; n < 8; ++n) {
-                    weights[part][n][r] = pack_bf16(exp2_approx(fmaf(scores[part][n][2 * r], scale, -base)),
-                                                    exp2_approx(fmaf(scores[part][n][2 * r + 1], scale, -base)));
+                    weights[part][n][r] = Element::pack(exp2_approx(fmaf(scores[part][n][2 * r], scale, -base)),
+                                                        exp2_approx(fmaf(scores[part][n][2 * r + 1], scale, -base)));
                     // The sum by which a result is divided adds the weights as V is multiplied by them: rounded to
-                    // bf16.
-                    added += bf16_low(weights[part][n][r]) + bf16_high(weights[part][n][r]);
+                    // the elements' type.
+                    added += Element::low(weights[part][n][r]) + Element::high(weights[part][n][r]);
                 }
                 sum[part][r] = fmaf(sum[part][r], before[r], added);
                 maximum[part][r] = most;
@@ -122,7 +123,7 @@ struct OnlineSoftmax {
                 }
             }
         }
-        multiply_pv<Shape::head_dim, Shape::parts>(out, weights, k + Shape::tile_bytes, lane);
+        multiply_pv<Element, Shape::head_dim, Shape::parts>(out, weights, k + Shape::tile_bytes, lane);
     }
 
     // Gives every thread the complete sums of its rows, which four lanes hold in parts.

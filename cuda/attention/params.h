@@ -1,4 +1,5 @@
-/* Parameters of the attention kernels. */
+/* Parameters of the attention kernels. The q, k, v, cache and result of a kernel have the kernel's type of elements: bf16,
+ * or f16 in the kernels whose names end in _f16. */
 #pragma once
 
 #include "../common/params.h"
@@ -12,11 +13,11 @@
 struct FlexdraftAttentionParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
-    const uint16_t* q;      /* the q heads of candidate rows, q_heads of head_dim bf16, [candidates, q_stride] */
+    const uint16_t* q;      /* the q heads of candidate rows, q_heads of head_dim elements, [candidates, q_stride] */
     const uint16_t* mask_q; /* the q heads of mask rows, [mask rows, mask_q_stride] */
-    const uint16_t* mask_k; /* the k heads of mask rows, kv_heads of head_dim bf16, [mask rows, mask_k_stride] */
+    const uint16_t* mask_k; /* the k heads of mask rows, kv_heads of head_dim elements, [mask rows, mask_k_stride] */
     const uint16_t* mask_v; /* the v heads of mask rows, [mask rows, mask_v_stride] */
-    uint16_t* out;          /* the result in bf16, [rows, q_heads * head_dim] */
+    uint16_t* out;          /* the result, [rows, q_heads * head_dim] */
     float* lse;             /* the natural logarithm of the sum of exp(score), [rows, q_heads]; may be null */
     float* partial_out;     /* workspace: the elements of the states of splits, [rows, q_heads, places, head_dim] */
     /* workspace: the largest score times log2(e), and the sum, of each state, [rows, q_heads, places, 2] */

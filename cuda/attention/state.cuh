@@ -4,7 +4,7 @@
 // powers of two. The state of no keys has maximum -inf and sum 0; merging it changes no bit of the other state.
 #pragma once
 
-#include "../common/bf16.cuh"
+#include "../common/element.cuh"
 #include "../ptx/math.cuh"
 
 constexpr float log2_e = 1.44269504088896340736f;
@@ -51,9 +51,10 @@ FLEXDRAFT_INLINE float add_sink(float& maximum, float& sum, float score) {
 
 // Returns two elements of an attention output, divided by the sum of the weights; 0 if the row saw no key. The addition
 // of 0 makes every zero +0, because the sign of a zero would show how many empty states were merged.
+template <typename Element>
 FLEXDRAFT_INLINE uint32_t divided(float low, float high, float sum) {
     const float scale = sum != 0.0f ? 1.0f / sum : 0.0f;
-    return pack_bf16(fmaf(low, scale, 0.0f), fmaf(high, scale, 0.0f));
+    return Element::pack(fmaf(low, scale, 0.0f), fmaf(high, scale, 0.0f));
 }
 
 // Returns the natural logarithm of the sum of the exponentials of a row's scores.

@@ -1,12 +1,11 @@
-// Tiles of Q, K and V in shared memory, and the two matrix products of attention. A tile is rows of head_dim bf16 whose
-// chunks of 16 bytes are permuted, so that the eight rows of an ldmatrix lie in different banks.
+// Tiles of Q, K and V in shared memory, and the two matrix products of attention. A tile is rows of head_dim bf16 or
+// f16 whose chunks of 16 bytes are permuted, so that the eight rows of an ldmatrix lie in different banks.
 #pragma once
 
-#include "../common/bf16.cuh"
+#include "../common/element.cuh"
 #include "../common/shapes.h"
 #include "../ptx/cp_async.cuh"
 #include "../ptx/ldmatrix.cuh"
-#include "../ptx/mma.cuh"
 
 // The number of keys per tile. Tiles of cached keys begin at positions that are multiples of it.
 constexpr int32_t tile_keys = FLEXDRAFT_TILE_KEYS;
@@ -24,7 +23,7 @@ FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int32_t chunks) { retu
 
 // Computes scores = Q · Kᵀ for each of a warp's parts: scores [16 rows, 64 keys], Q [16 rows, head_dim] and K [64 keys,
 // head_dim]. `q` is the shared address of the warp's rows of Q, `k` of the tile's K. The parts share what is read of K.
-template <int32_t HeadDim, int32_t Parts>
+template <typename Element, int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint32_t k, int32_t lane) {
 #pragma unroll
     for (int32_t part = 0; part < Parts; ++part) {
@@ -49,16 +48,16 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint
             ldmatrix_x4(b, swizzled_step(k_row, 2 * step) + uint32_t(16 * pair * HeadDim * 2));
 #pragma unroll
             for (int32_t part = 0; part < Parts; ++part) {
-                mma_m16n8k16(scores[part][2 * pair], a[part], b[0], b[1]);
-                mma_m16n8k16(scores[part][2 * pair + 1], a[part], b[2], b[3]);
+                Element::mma(scores[part][2 * pair], a[part], b[0], b[1]);
+                Element::mma(scores[part][2 * pair + 1], a[part], b[2], b[3]);
             }
         }
     }
 }
 
 // Computes out += P · V for each of a warp's parts: out [16 rows, head_dim], the weights P [16 rows, 64 keys] in the
-// layout of the scores and rounded to bf16, V [64 keys, head_dim]. `v` is the shared address of the tile's V.
-template <int32_t HeadDim, int32_t Parts>
+// layout of the scores and rounded to the elements' type, V [64 keys, head_dim]. `v` is the shared address of the tile's V.
+template <typename Element, int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_pv(float (&out)[Parts][HeadDim / 8][4], const uint32_t (&p)[Parts][8][2], uint32_t v,
                                   int32_t lane) {
     const uint32_t v_row = v + swizzled<HeadDim>(lane % 16, lane / 16);
@@ -72,8 +71,8 @@ FLEXDRAFT_INLINE void multiply_pv(float (&out)[Parts][HeadDim / 8][4], const uin
             for (int32_t part = 0; part < Parts; ++part) {
                 const uint32_t a[4] = {p[part][2 * step][0], p[part][2 * step][1], p[part][2 * step + 1][0],
                                        p[part][2 * step + 1][1]};
-                mma_m16n8k16(out[part][2 * pair], a, b[0], b[1]);
-                mma_m16n8k16(out[part][2 * pair + 1], a, b[2], b[3]);
+                Element::mma(out[part][2 * pair], a, b[0], b[1]);
+                Element::mma(out[part][2 * pair + 1], a, b[2], b[3]);
             }
         }
     }

@@ -26,7 +26,7 @@ struct FlexdraftPass {
  * k[page * k_page_stride + token * k_token_stride + head * k_head_stride + dim]; V alike. Position p of a
  * sequence is token p % page_size of page page_table[sequence * page_table_stride + p / page_size]. */
 struct FlexdraftPagedKv {
-    void* k;                   /* the keys: rows of head_dim bf16, aligned to 16 bytes */
+    void* k;                   /* the keys: rows of head_dim elements, aligned to 16 bytes */
     void* v;                   /* the values, in rows as the keys */
     const int32_t* page_table; /* the page ids of each sequence, [batch, page_table_stride] */
     int64_t k_page_stride, k_token_stride, k_head_stride;

@@ -1,7 +1,7 @@
-// Rows of bf16 in global memory, which kernels read and write in chunks of eight elements (16 bytes).
+// Rows of bf16 or f16 in global memory, which kernels read and write in chunks of eight elements (16 bytes).
 #pragma once
 
-#include "bf16.cuh"
+#include "element.cuh"
 #include "params.h"
 #include "shapes.h"
 
@@ -11,14 +11,18 @@ struct Eight {
     float x[8];
 };
 
+// Returns the eight elements of a chunk.
+template <typename Element>
 FLEXDRAFT_INLINE Eight unpack(uint4 bits) {
-    return Eight{{bf16_low(bits.x), bf16_high(bits.x), bf16_low(bits.y), bf16_high(bits.y), bf16_low(bits.z),
-                  bf16_high(bits.z), bf16_low(bits.w), bf16_high(bits.w)}};
+    return Eight{{Element::low(bits.x), Element::high(bits.x), Element::low(bits.y), Element::high(bits.y),
+                  Element::low(bits.z), Element::high(bits.z), Element::low(bits.w), Element::high(bits.w)}};
 }
 
+// Returns the chunk of eight elements.
+template <typename Element>
 FLEXDRAFT_INLINE uint4 pack(const Eight& values) {
-    return make_uint4(pack_bf16(values.x[0], values.x[1]), pack_bf16(values.x[2], values.x[3]),
-                      pack_bf16(values.x[4], values.x[5]), pack_bf16(values.x[6], values.x[7]));
+    return make_uint4(Element::pack(values.x[0], values.x[1]), Element::pack(values.x[2], values.x[3]),
+                      Element::pack(values.x[4], values.x[5]), Element::pack(values.x[6], values.x[7]));
 }
 
 FLEXDRAFT_INLINE const uint4* chunks(const uint16_t* row) { return reinterpret_cast<const uint4*>(row); }

@@ -1,4 +1,4 @@
-/* Parameters of the copies of rows by index. Rows are bf16, with `cols` elements (a multiple of 8). */
+/* Parameters of the copies of rows by index. Rows are of a type of 16 bits, with `cols` elements (a multiple of 8). */
 #pragma once
 
 #include "../common/params.h"

@@ -2,13 +2,11 @@
 // functions. A GPU's results for given inputs are recorded, and the models are compared with them
 // (tests/golden_vectors). A CTA runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup).
 // Shapes are in 32-bit words. Part of test builds only.
-#include "../common/platform.cuh"
+#include "../common/element.cuh"
 #include "../common/trigonometry.cuh"
 #include "../ptx/cp_async.cuh"
-#include "../ptx/cvt.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/math.cuh"
-#include "../ptx/mma.cuh"
 #include "golden.h"
 #include "wgmma.cuh"
 
@@ -35,20 +33,24 @@ FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
     for (uint32_t i = 0; i < 4; ++i) p.out[blockIdx.x * 128 + 4 * lane + i] = r[i];
 }
 
+// Runs mma.sync on the registers of a warp's lanes: in [32, sums 4, a 4, b 2], out [32, 4].
+template <typename Element>
+FLEXDRAFT_INLINE void multiply(const FlexdraftGoldenParams& p) {
+    const uint32_t* const in = p.in + (blockIdx.x * 32 + threadIdx.x) * 10;
+    float d[4];
+    for (uint32_t i = 0; i < 4; ++i) d[i] = __uint_as_float(in[i]);
+    const uint32_t a[4] = {in[4], in[5], in[6], in[7]};
+    Element::mma(d, a, in[8], in[9]);
+    for (uint32_t i = 0; i < 4; ++i) p.out[(blockIdx.x * 32 + threadIdx.x) * 4 + i] = __float_as_uint(d[i]);
+}
+
 } // namespace
 
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4, FlexdraftGoldenParams, 32, 1) { load_matrices<false>(p); }
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4_trans, FlexdraftGoldenParams, 32, 1) { load_matrices<true>(p); }
 
-// Runs mma.sync on the registers of a warp's lanes: in [32, sums 4, a 4, b 2], out [32, 4].
-FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
-    const uint32_t* const in = p.in + (blockIdx.x * 32 + threadIdx.x) * 10;
-    float d[4];
-    for (uint32_t i = 0; i < 4; ++i) d[i] = __uint_as_float(in[i]);
-    const uint32_t a[4] = {in[4], in[5], in[6], in[7]};
-    mma_m16n8k16(d, a, in[8], in[9]);
-    for (uint32_t i = 0; i < 4; ++i) p.out[(blockIdx.x * 32 + threadIdx.x) * 4 + i] = __float_as_uint(d[i]);
-}
+FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) { multiply<bf16>(p); }
+FLEXDRAFT_KERNEL(golden_mma_m16n8k16_f16, FlexdraftGoldenParams, 32, 1) { multiply<f16>(p); }
 
 // Runs cp.async: in, 4 words for each of 32 lanes, then the number of bytes that each lane copies; out [32, 4]. Bytes
 // that are not copied must become zero.
@@ -76,6 +78,18 @@ FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     const float low = __uint_as_float(p.in[i]), high = __uint_as_float(p.in[i + 1]);
     p.out[i] = cvt_rn_bf16(low);
     p.out[i + 1] = cvt_rn_bf16x2(low, high);
+}
+
+// Converts f32 to f16 and back: in [32, 2], out [32, 4], with the conversion of the first word alone, of both words, and
+// the numbers that the second result has.
+FLEXDRAFT_KERNEL(golden_cvt_f16, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t i = blockIdx.x * 32 + threadIdx.x;
+    const float low = __uint_as_float(p.in[2 * i]), high = __uint_as_float(p.in[2 * i + 1]);
+    const uint32_t packed = cvt_rn_f16x2(low, high);
+    p.out[4 * i] = cvt_rn_f16(low);
+    p.out[4 * i + 1] = packed;
+    p.out[4 * i + 2] = __float_as_uint(cvt_f32_f16(uint16_t(packed)));
+    p.out[4 * i + 3] = __float_as_uint(cvt_f32_f16(uint16_t(packed >> 16)));
 }
 
 // CUDA's math functions, which the SIMT emulator takes from the C library: in [32, one argument per function], out
@@ -118,7 +132,7 @@ FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
     float sums[4];
     for (uint32_t i = 0; i < 4; ++i) sums[i] = __uint_as_float(own[i]);
     float d[4] = {sums[0], sums[1], sums[2], sums[3]};
-    mma_m16n8k16(d, a, b[0], b[1]);
+    mma_m16n8k16_bf16(d, a, b[0], b[1]);
     for (uint32_t i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);
 #if defined(FLEXDRAFT_HAS_WGMMA)
     // The operands A [64, 16] and B [8, 16] of wgmma as matrices, both by rows of K, in core matrices of 8 rows and 16
@@ -145,4 +159,5 @@ FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
 }
 
 FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16, golden_cp_async_16,
-                       golden_exp2_approx, golden_cvt_rn_bf16, golden_math, golden_collectives, golden_wgmma_m64n8k16)
+                       golden_exp2_approx, golden_cvt_rn_bf16, golden_math, golden_collectives, golden_wgmma_m64n8k16,
+                       golden_mma_m16n8k16_f16, golden_cvt_f16)

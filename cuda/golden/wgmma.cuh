@@ -33,7 +33,7 @@ FLEXDRAFT_INLINE uint64_t core_matrix_descriptor(uint32_t shared) {
 FLEXDRAFT_INLINE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Computes d[64, 8] += a[64, 16] · b[16, 8] by wgmma, with bf16 products summed in f32. Warp w has 16 rows of d (and of
-// a in registers) from row 16 w, in the fragments of mma_m16n8k16. Returns when the sums are complete.
+// a in registers) from row 16 w, in the fragments of mma_m16n8k16_bf16. Returns when the sums are complete.
 FLEXDRAFT_INLINE void wgmma_m64n8k16_shared(float (&d)[4], uint64_t a, uint64_t b) {
     asm volatile(
         "{\n"

@@ -4,7 +4,9 @@
 //
 //   kernel                    sm_80   sm_90a
 //   rms_norm                     99      102
+//   rms_norm_f16                 98      102
 //   add                          24       24
+//   add_f16                      24       24
 #include "../common/vectors.cuh"
 #include "../ptx/griddepcontrol.cuh"
 #include "params.h"
@@ -26,11 +28,10 @@ FLEXDRAFT_INLINE ChunkWeights load_weights(const float* weight, int64_t c) {
     return {at[0], at[1]};
 }
 
-} // namespace
-
 // The grid is [rows]: one CTA normalises one row. All loads of a thread are in flight together, for rows up to
 // `norm_held` chunks per thread (8192 columns); the rest of a longer row is read a second time.
-FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
+template <typename Element>
+FLEXDRAFT_INLINE void rms_norm_of(const FlexdraftRmsNormParams& p) {
     FLEXDRAFT_SHARED(shared);
     auto* const partial = reinterpret_cast<float*>(shared); // [norm_warps]
     const int64_t first = int64_t(blockIdx.x) * p.cols;
@@ -61,13 +62,13 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
         for (int32_t i = 0; i < norm_held; ++i) {
             const int64_t c = block + i * norm_threads + threadIdx.x;
             if (c >= end) continue;
-            Eight exact = unpack(values[i]);
+            Eight exact = unpack<Element>(values[i]);
             if (deltas != nullptr) {
-                const Eight more = unpack(delta[i]);
+                const Eight more = unpack<Element>(delta[i]);
 #pragma unroll
                 for (int32_t j = 0; j < 8; ++j) exact.x[j] += more.x[j];
-                values[i] = x[c] = pack(exact);
-                exact = unpack(values[i]);
+                values[i] = x[c] = pack<Element>(exact);
+                exact = unpack<Element>(values[i]);
             }
 #pragma unroll
             for (int32_t j = 0; j < 8; ++j) sum = fmaf(exact.x[j], exact.x[j], sum);
@@ -82,12 +83,12 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     for (int32_t w = 0; w < norm_warps; ++w) total += partial[w];
     const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
     const auto norm = [&](uint4 value, const ChunkWeights& weight, int64_t c) {
-        Eight values = unpack(value);
+        Eight values = unpack<Element>(value);
         const float factors[8] = {weight.low.x,  weight.low.y,  weight.low.z,  weight.low.w,
                                   weight.high.x, weight.high.y, weight.high.z, weight.high.w};
 #pragma unroll
         for (int32_t j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * factors[j];
-        chunks(p.out + first)[c] = pack(values);
+        chunks(p.out + first)[c] = pack<Element>(values);
     };
 #pragma unroll
     for (int32_t i = 0; i < norm_held; ++i) {
@@ -101,15 +102,23 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
 }
 
 // The grid is [chunks / row_threads]: one thread adds one chunk of eight elements.
-FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
+template <typename Element>
+FLEXDRAFT_INLINE void add_of(const FlexdraftAddParams& p) {
     const int64_t c = int64_t(blockIdx.x) * row_threads + threadIdx.x;
     wait_for_earlier_launches();
     if (c >= p.chunks) return;
-    Eight values = unpack(chunks(p.x)[c]);
-    const Eight delta = unpack(chunks(p.delta)[c]);
+    Eight values = unpack<Element>(chunks(p.x)[c]);
+    const Eight delta = unpack<Element>(chunks(p.delta)[c]);
 #pragma unroll
     for (int32_t i = 0; i < 8; ++i) values.x[i] += delta.x[i];
-    chunks(p.x)[c] = pack(values);
+    chunks(p.x)[c] = pack<Element>(values);
 }
 
-FLEXDRAFT_KERNEL_TABLE(norm, rms_norm, add)
+} // namespace
+
+FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) { rms_norm_of<bf16>(p); }
+FLEXDRAFT_KERNEL(rms_norm_f16, FlexdraftRmsNormParams, norm_threads, 2) { rms_norm_of<f16>(p); }
+FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) { add_of<bf16>(p); }
+FLEXDRAFT_KERNEL(add_f16, FlexdraftAddParams, row_threads, 4) { add_of<f16>(p); }
+
+FLEXDRAFT_KERNEL_TABLE(norm, rms_norm, add, rms_norm_f16, add_f16)

@@ -1,5 +1,5 @@
-/* Parameters of RMSNorm and of the addition to the residual stream. Rows are bf16, with `cols` elements (a multiple of
- * 8); weights are f32. */
+/* Parameters of RMSNorm and of the addition to the residual stream. Rows are bf16, or f16 for the kernels whose names
+ * end in _f16, with `cols` elements (a multiple of 8); weights are f32. */
 #pragma once
 
 #include "../common/params.h"

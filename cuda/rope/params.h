@@ -1,4 +1,5 @@
-/* Parameters of rotary embedding. Rows are bf16; frequencies, rotations and weights of norms are f32. */
+/* Parameters of rotary embedding. Rows and the cache are bf16, or f16 for the kernels whose names end in _f16;
+ * frequencies, rotations and weights of norms are f32. */
 #pragma once
 
 #include "../common/params.h"
@@ -18,9 +19,9 @@ struct FlexdraftRopeTableParams {
 struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
-    uint16_t* q;                          /* the q heads, q_heads of head_dim bf16, [rows, q_stride] */
-    uint16_t* k;                          /* the k heads, kv_heads of head_dim bf16, [rows, k_stride] */
-    const uint16_t* v;                    /* the v heads, kv_heads of head_dim bf16, [rows, v_stride] */
+    uint16_t* q;                          /* the q heads, q_heads of head_dim elements, [rows, q_stride] */
+    uint16_t* k;                          /* the k heads, kv_heads of head_dim elements, [rows, k_stride] */
+    const uint16_t* v;                    /* the v heads, kv_heads of head_dim elements, [rows, v_stride] */
     const float* cos_sin;                 /* the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2] */
     const float* q_norm;                  /* the weight of the norm of q heads, [head_dim]; null: no norms */
     const float* k_norm;                  /* the weight of the norm of k heads, [head_dim]; null if q_norm is */

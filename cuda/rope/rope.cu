@@ -3,10 +3,12 @@
 //
 // Registers per thread:
 //
-//   kernel                    sm_80   sm_90a
-//   rope_table                   30       31
-//   norm_rope_append_d64         27       24
-//   norm_rope_append_d128        31       32
+//   kernel                       sm_80   sm_90a
+//   rope_table                      30       31
+//   norm_rope_append_d64            27       24
+//   norm_rope_append_d64_f16        27       24
+//   norm_rope_append_d128           31       32
+//   norm_rope_append_d128_f16       31       32
 #include "../common/rows.cuh"
 #include "../common/trigonometry.cuh"
 #include "../common/vectors.cuh"
@@ -27,7 +29,7 @@ FLEXDRAFT_INLINE float2 cos_sin(float angle) {
 
 // One attention head of one row, held by one warp: lane l has `Pairs` neighbouring elements of the lower half, and the
 // elements of the upper half that are rotated with them.
-template <int32_t Pairs>
+template <typename Element, int32_t Pairs>
 struct Head {
     static_assert(Pairs == 1 || Pairs == 2, "head_dim 64 or 128");
     float low[Pairs], high[Pairs];
@@ -37,18 +39,18 @@ struct Head {
     static FLEXDRAFT_METHOD void load(float (&values)[Pairs], const uint16_t* from, int32_t lane) {
         if constexpr (Pairs == 2) {
             const uint32_t two = reinterpret_cast<const uint32_t*>(from)[lane];
-            values[0] = bf16_low(two);
-            values[1] = bf16_high(two);
+            values[0] = Element::low(two);
+            values[1] = Element::high(two);
         } else {
-            values[0] = bf16_to_float(bf16{from[lane]});
+            values[0] = Element{from[lane]}.value();
         }
     }
 
     static FLEXDRAFT_METHOD void store(const float (&values)[Pairs], uint16_t* to, int32_t lane) {
         if constexpr (Pairs == 2) {
-            reinterpret_cast<uint32_t*>(to)[lane] = pack_bf16(values[0], values[1]);
+            reinterpret_cast<uint32_t*>(to)[lane] = Element::pack(values[0], values[1]);
         } else {
-            to[lane] = float_to_bf16(values[0]).bits;
+            to[lane] = Element::of(values[0]).bits;
         }
     }
 
@@ -95,7 +97,7 @@ struct Head {
 };
 
 // Each warp computes one head: q heads come first, then k heads, then v heads.
-template <int32_t Pairs>
+template <typename Element, int32_t Pairs>
 FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     constexpr int32_t head_dim = 64 * Pairs;
     const int32_t row = p.first_row + int32_t(blockIdx.x);
@@ -103,7 +105,7 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     const int32_t lane = int32_t(threadIdx.x % 32);
     const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
     const float* const weight = is_v ? nullptr : is_q ? p.q_norm : p.k_norm;
-    Head<Pairs> factors = {};
+    Head<Element, Pairs> factors = {};
     if (weight != nullptr) factors.load_factors(weight, lane);
     wait_for_earlier_launches();
     if (head >= p.q_heads + 2 * p.kv_heads) return;
@@ -114,7 +116,7 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     const int32_t kv_head = is_q ? 0 : head - p.q_heads - (is_v ? p.kv_heads : 0);
     uint16_t* const in_place =
         is_q ? p.q + operand_row * p.q_stride + head * head_dim : p.k + operand_row * p.k_stride + kv_head * head_dim;
-    Head<Pairs> values;
+    Head<Element, Pairs> values;
     values.load(is_v ? p.v + operand_row * p.v_stride + kv_head * head_dim : in_place, lane);
     if (!is_v) {
         if (weight != nullptr) values.norm(factors, p.eps);
@@ -162,7 +164,14 @@ FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4
 }
 
 // The grid is [rows, heads / row_warps]: one warp computes one head of a row.
-FLEXDRAFT_KERNEL(norm_rope_append_d64, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<1>(p); }
-FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<2>(p); }
+#define FLEXDRAFT_APPEND(Element, suffix, head_dim)                                                         \
+    FLEXDRAFT_KERNEL(norm_rope_append_d##head_dim##suffix, FlexdraftNormRopeAppendParams, row_threads, 4) { \
+        norm_rope_append<Element, head_dim / 64>(p);                                                        \
+    }
+FLEXDRAFT_APPEND(bf16, , 64)
+FLEXDRAFT_APPEND(bf16, , 128)
+FLEXDRAFT_APPEND(f16, _f16, 64)
+FLEXDRAFT_APPEND(f16, _f16, 128)
 
-FLEXDRAFT_KERNEL_TABLE(rope, rope_table, norm_rope_append_d64, norm_rope_append_d128)
+FLEXDRAFT_KERNEL_TABLE(rope, rope_table, norm_rope_append_d64, norm_rope_append_d128, norm_rope_append_d64_f16,
+                       norm_rope_append_d128_f16)

@@ -216,8 +216,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
                 for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll
                     for (int32_t j = 0; j < row_parts; ++j) {
-                        mma_m16n8k16(d[i][2 * j], a[i], b[j][0], b[j][1]);
-                        mma_m16n8k16(d[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+                        mma_m16n8k16_bf16(d[i][2 * j], a[i], b[j][0], b[j][1]);
+                        mma_m16n8k16_bf16(d[i][2 * j + 1], a[i], b[j][2], b[j][3]);
                     }
                 }
             }

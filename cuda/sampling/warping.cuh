@@ -3,7 +3,7 @@
 // draft was drawn from. src/sampling.rs has the rules.
 #pragma once
 
-#include "../common/bf16.cuh"
+#include "../common/element.cuh"
 #include "params.h"
 
 constexpr float infinity = __builtin_inff();
@@ -15,23 +15,23 @@ FLEXDRAFT_INLINE void load_logits(float (&v)[4], const float* address) {
 }
 FLEXDRAFT_INLINE void load_logits(float (&v)[4], const bf16* address) {
     const uint2 loaded = *reinterpret_cast<const uint2*>(address);
-    v[0] = bf16_low(loaded.x), v[1] = bf16_high(loaded.x);
-    v[2] = bf16_low(loaded.y), v[3] = bf16_high(loaded.y);
+    v[0] = bf16::low(loaded.x), v[1] = bf16::high(loaded.x);
+    v[2] = bf16::low(loaded.y), v[3] = bf16::high(loaded.y);
 }
 FLEXDRAFT_INLINE void store_logits(float* address, const float (&v)[4]) {
     *reinterpret_cast<float4*>(address) = make_float4(v[0], v[1], v[2], v[3]);
 }
 FLEXDRAFT_INLINE void store_logits(bf16* address, const float (&v)[4]) {
-    *reinterpret_cast<uint2*>(address) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+    *reinterpret_cast<uint2*>(address) = make_uint2(bf16::pack(v[0], v[1]), bf16::pack(v[2], v[3]));
 }
 FLEXDRAFT_INLINE float load_logit(const float* address) { return *address; }
-FLEXDRAFT_INLINE float load_logit(const bf16* address) { return bf16_to_float(*address); }
+FLEXDRAFT_INLINE float load_logit(const bf16* address) { return address->value(); }
 FLEXDRAFT_INLINE void store_logit(float* address, float v) { *address = v; }
-FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = float_to_bf16(v); }
+FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = bf16::of(v); }
 
 // Returns `value`, rounded to the type in which logits are stored.
 FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
-FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(float_to_bf16(value)); }
+FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16::of(value).value(); }
 
 // Returns the logit as it counts in sampling: −inf for NaN.
 FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -infinity); }

@@ -88,26 +88,27 @@ void do_ldmatrix(Exchange* lanes, uint32_t, uint32_t transposed) {
     }
 }
 
-float bf16_value(uint32_t bits) {
-    const uint32_t word = bits << 16;
+float bf16_value(uint16_t bits) {
+    const uint32_t word = uint32_t(bits) << 16;
     float value;
     memcpy(&value, &word, 4);
     return value;
 }
 
-// Computes mma for a warp: in[0..4] are sums, in[4..8] a, and in[8..10] b.
+// Computes mma for a warp whose factors have the values `value`: in[0..4] are sums, in[4..8] a, and in[8..10] b.
+template <float (*value)(uint16_t)>
 void do_mma(Exchange* lanes, uint32_t, uint32_t) {
     float a[16][16], b[16][8];
     for (uint32_t lane = 0; lane < 32; ++lane) {
         const uint32_t group = lane / 4, pair = 2 * (lane % 4);
         for (uint32_t i = 0; i < 4; ++i) {
             const uint32_t row = group + 8 * (i % 2), k = pair + 8 * (i / 2);
-            a[row][k] = bf16_value(uint32_t(lanes[lane].in[4 + i]) & 0xffff);
-            a[row][k + 1] = bf16_value(uint32_t(lanes[lane].in[4 + i]) >> 16);
+            a[row][k] = value(uint16_t(lanes[lane].in[4 + i]));
+            a[row][k + 1] = value(uint16_t(lanes[lane].in[4 + i] >> 16));
         }
         for (uint32_t i = 0; i < 2; ++i) {
-            b[pair + 8 * i][group] = bf16_value(uint32_t(lanes[lane].in[8 + i]) & 0xffff);
-            b[pair + 8 * i + 1][group] = bf16_value(uint32_t(lanes[lane].in[8 + i]) >> 16);
+            b[pair + 8 * i][group] = value(uint16_t(lanes[lane].in[8 + i]));
+            b[pair + 8 * i + 1][group] = value(uint16_t(lanes[lane].in[8 + i] >> 16));
         }
     }
     for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -184,7 +185,7 @@ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address, bool transposed) {
     for (uint32_t i = 0; i < 4; ++i) r[i] = uint32_t(self.out[i]);
 }
 
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+static void mma_m16n8k16(Collective product, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     Exchange& self = exchange();
     for (uint32_t i = 0; i < 4; ++i) {
         self.in[i] = 0;
@@ -193,8 +194,16 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     }
     self.in[8] = b0;
     self.in[9] = b1;
-    collective(do_mma, 0, 0xffffffffu, "mma.sync");
+    collective(product, 0, 0xffffffffu, "mma.sync");
     for (uint32_t i = 0; i < 4; ++i) memcpy(&d[i], &self.out[i], 4);
+}
+
+void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma_m16n8k16(do_mma<bf16_value>, d, a, b0, b1);
+}
+
+void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma_m16n8k16(do_mma<f16_value>, d, a, b0, b1);
 }
 
 float exp2_approx(float x) { return x < -126.0f ? 0.0f : exp2f(x); }

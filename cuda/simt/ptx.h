@@ -1,8 +1,10 @@
 // Models of warp-wide operations and PTX instructions, as the PTX ISA describes them; each comment gives the
-// instruction and the title of its section. The model of cvt needs no host state and is in cuda/ptx/cvt.cuh.
+// instruction and the title of its section. The models of cvt
+// from f32 need no host state and are in cuda/ptx/cvt.cuh.
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #include "emulator.h"
 
@@ -47,10 +49,27 @@ inline void cp_async_wait(int pending) { copy_wait(pending); }
 // column l / 4).
 void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address, bool transposed);
 
-// Model of "mma.m16n8k16" (Matrix Fragments for mma.m16n8k16 with floating point type) with bf16 factors and f32 sums.
-// The hardware's order of summation is not documented; the model sums with k ascending, each product exact and each sum
-// rounded to f32.
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+// Models of "mma.m16n8k16" (Matrix Fragments for mma.m16n8k16 with floating point type) with factors of 16 bits and f32
+// sums. The hardware's order of summation is not documented; the models sum with k ascending, each product exact and
+// each sum rounded to f32.
+void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+// Model of "cvt.f32.f16" (Data Movement and Conversion Instructions: cvt).
+inline float f16_value(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    // The exponent's bias is 15 in f16 and 127 in f32. The product corrects the bias of subnormal numbers as well;
+    // infinity and NaN have the largest exponent in each type.
+    const uint32_t shifted = magnitude << 13 | (magnitude >= 0x7c00u ? 0x7f800000u : 0u);
+    float value;
+    memcpy(&value, &shifted, 4);
+    if (magnitude < 0x7c00u) value *= 0x1p112f;
+    uint32_t word;
+    memcpy(&word, &value, 4);
+    word |= sign;
+    memcpy(&value, &word, 4);
+    return value;
+}
 
 // Model of "ex2.approx.ftz.f32" (Floating Point Instructions: ex2), which approximates 2^x.
 float exp2_approx(float x);

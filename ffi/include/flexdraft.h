@@ -62,6 +62,9 @@
 // Type of elements: unsigned integer of 4 bytes.
 #define FLEXDRAFT_U32 4
 
+// Type of elements: IEEE half precision, 2 bytes.
+#define FLEXDRAFT_F16 5
+
 // Type of elements: FlexdraftRowSampling, 40 bytes.
 #define FLEXDRAFT_ROW_SAMPLING 16
 
@@ -307,9 +310,9 @@ typedef struct FlexdraftAttentionSize {
 // One layer of a paged KV cache. Strides are in elements and multiples of 8; the elements of a head are adjacent. The
 // layouts `[page, token, head, dim]` and `[page, head, token, dim]` both work.
 typedef struct FlexdraftCache {
-    // Keys, bf16, aligned to 16 bytes.
+    // Keys, bf16 or f16, aligned to 16 bytes. Their type is the type of all rows and caches of the call.
     struct FlexdraftBuffer k;
-    // Values, bf16, aligned to 16 bytes.
+    // Values, of the type of `k`, aligned to 16 bytes.
     struct FlexdraftBuffer v;
     // Distance from a page of `k` to the next.
     uint64_t k_page_stride;
@@ -327,7 +330,8 @@ typedef struct FlexdraftCache {
 
 // Rows of heads in a tensor of their own. The heads of a row are adjacent; rows may be parts of longer rows.
 typedef struct FlexdraftHeadRows {
-    // bf16, from the first element of row 0 to at least the last element of the last row, aligned to 16 bytes.
+    // Of the cache's type, from the first element of row 0 to at least the last element of the last row, aligned
+    // to 16 bytes.
     struct FlexdraftBuffer rows;
     // Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
     uint64_t stride;
@@ -343,13 +347,14 @@ typedef struct FlexdraftJointAttention {
     const struct FlexdraftPass *pass;
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
-    // q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
-    // head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
+    // q, k and v heads of every row, after `flexdraft_norm_rope_append`, of the cache's type: `[rows, (q_heads + 2
+    // kv_heads) * head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
     // in the cache. Rows after the rows of the pass are padding. Absent if `q` is present.
     struct FlexdraftBuffer qkv;
     // The KV cache of the layer.
     struct FlexdraftCache cache;
-    // Written: the output of each row, bf16 `[rows, q_heads * head_dim]`, aligned to 16 bytes; zeros for padding.
+    // Written: the output of each row, of the cache's type: `[rows, q_heads * head_dim]`, aligned to 16 bytes; zeros for
+    // padding.
     struct FlexdraftBuffer out;
     // Optional. Written: the natural logarithm of the sum of exp(score), f32 `[rows, q_heads]`; -inf for padding.
     struct FlexdraftBuffer lse;
@@ -546,8 +551,8 @@ typedef struct FlexdraftNormRopeAppend {
     const struct FlexdraftPass *pass;
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
-    // q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
-    // k of mask rows, change in place. Absent if `q`, `k` and `v` are present.
+    // q, k and v heads of every row, of the cache's type: `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16
+    // bytes; q, and the k of mask rows, change in place. In f16, a result from 65520 on becomes infinity. Absent if `q`, `k` and `v` are present.
     struct FlexdraftBuffer qkv;
     // Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     struct FlexdraftBuffer cos_sin;
@@ -580,9 +585,9 @@ typedef struct FlexdraftEmbed {
     uint64_t cols;
     // Token ids, i32 `[rows]`. An id outside the table gives zeros and the fault 2.
     struct FlexdraftBuffer ids;
-    // The embedding table, bf16 `[vocab, cols]`.
+    // The embedding table, bf16 or f16 `[vocab, cols]`.
     struct FlexdraftBuffer table;
-    // Written: the embedding of each id, bf16 `[rows, cols]`.
+    // Written: the embedding of each id, of the type of `table`, `[rows, cols]`.
     struct FlexdraftBuffer out;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
@@ -596,9 +601,9 @@ typedef struct FlexdraftGather {
     uint64_t cols;
     // Row indices into `x`, i32 `[rows]`. -1 gives zeros; any other index outside `x` gives zeros and the fault 16.
     struct FlexdraftBuffer indices;
-    // The rows to gather from, bf16 `[x_rows, cols]`.
+    // The rows to gather from, bf16 or f16 `[x_rows, cols]`.
     struct FlexdraftBuffer x;
-    // Written: the gathered rows, bf16 `[rows, cols]`.
+    // Written: the gathered rows, of the type of `x`, `[rows, cols]`.
     struct FlexdraftBuffer out;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
@@ -608,13 +613,13 @@ typedef struct FlexdraftGather {
 typedef struct FlexdraftRmsNorm {
     // Size of this struct in bytes.
     uint64_t struct_size;
-    // The residual stream, bf16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
+    // The residual stream, bf16 or f16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
     struct FlexdraftBuffer x;
-    // Optional. What is added to the residual stream before the norm, bf16 `[rows, cols]`.
+    // Optional. What is added to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
     struct FlexdraftBuffer delta;
     // The norm's weight, f32 `[cols]`.
     struct FlexdraftBuffer weight;
-    // Written: the rows after the norm, bf16 `[rows, cols]`.
+    // Written: the rows after the norm, of the type of `x`, `[rows, cols]`.
     struct FlexdraftBuffer out;
     // Epsilon, which is added to the mean of squares.
     float eps;
@@ -626,9 +631,9 @@ typedef struct FlexdraftRmsNorm {
 typedef struct FlexdraftAdd {
     // Size of this struct in bytes.
     uint64_t struct_size;
-    // The elements to add to, bf16, a multiple of 8, aligned to 16 bytes.
+    // The elements to add to, bf16 or f16, a multiple of 8, aligned to 16 bytes.
     struct FlexdraftBuffer x;
-    // The elements to add, bf16, of the same number.
+    // The elements to add, of the same type and number.
     struct FlexdraftBuffer delta;
 } FlexdraftAdd;
 
@@ -638,9 +643,9 @@ typedef struct FlexdraftSiluMul {
     uint64_t struct_size;
     // Elements per row of `out`, a multiple of 8.
     uint64_t cols;
-    // Gate and up projection side by side, bf16 `[rows, 2 cols]`.
+    // Gate and up projection side by side, bf16 or f16 `[rows, 2 cols]`.
     struct FlexdraftBuffer x;
-    // Written: the activation of each row, bf16 `[rows, cols]`.
+    // Written: the activation of each row, of the type of `x`, `[rows, cols]`.
     struct FlexdraftBuffer out;
 } FlexdraftSiluMul;
 
@@ -650,9 +655,10 @@ typedef struct FlexdraftSiluAdd {
     uint64_t struct_size;
     // Elements per row, a multiple of 8.
     uint64_t cols;
-    // The draft slots' half of the calibrator's hidden layer, bf16 `[rows, cols]`, which its activation replaces.
+    // The draft slots' half of the calibrator's hidden layer, bf16 or f16 `[rows, cols]`, which its activation
+    // replaces.
     struct FlexdraftBuffer x;
-    // The bonus tokens' half of the calibrator's hidden layer, bf16 `[bonus_rows, cols]`.
+    // The bonus tokens' half of the calibrator's hidden layer, of the type of `x`, `[bonus_rows, cols]`.
     struct FlexdraftBuffer bonus;
     // The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside
     // `bonus` it does not change either, and the fault is 16.
@@ -902,7 +908,8 @@ int32_t flexdraft_attention_workspace_len(const struct FlexdraftKernels *kernels
 // divided.
 //
 // Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-// slots of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+// slots of its group. Products are bf16 or f16, as the cache, with f32 sums. A row's bits do not depend on the other
+// rows of the batch.
 //
 // Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 //
@@ -1090,8 +1097,8 @@ int32_t flexdraft_gather(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftGather *args,
                          struct FlexdraftError *error);
 
-// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row
-// (arXiv 1910.07467, equation 4).
+// Adds `delta` to `x` if it is present, rounded to the type of `x`, and writes x / sqrt(mean(x^2) + eps) * weight for each
+// row /// (arXiv 1910.07467, equation 4).
 //
 // Errors: as in `flexdraft_joint_attention`.
 //
@@ -1103,7 +1110,7 @@ int32_t flexdraft_rms_norm(const struct FlexdraftKernels *kernels,
                            const struct FlexdraftRmsNorm *args,
                            struct FlexdraftError *error);
 
-// Adds `delta` to `x`, with each sum rounded to bf16.
+// Adds `delta` to `x`, with each sum rounded to the type of `x`.
 //
 // Errors: as in `flexdraft_joint_attention`.
 //

@@ -4,11 +4,11 @@ use std::ffi::c_void;
 
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
 use flexdraft::kernels::{
-    HeadRows, HeadRowsMut, KvStrides, MaskProjections, PagedKv, Projections, ScoreChanges,
+    HalfFloat, HeadRows, HeadRowsMut, KvStrides, MaskProjections, PagedKv, Projections, ScoreChanges,
 };
 use flexdraft::runtime::{Runtime, View};
 
-use crate::buffer::{FlexdraftBuffer, Operands};
+use crate::buffer::{FlexdraftBuffer, Operands, Typed, with_half_float};
 use crate::pass::FlexdraftPass;
 use crate::processor::{Call, FlexdraftHeads, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, borrow, flag, guard, read, size, versioned, write};
@@ -18,9 +18,9 @@ use crate::status::{FlexdraftError, Outcome, Refusal, borrow, flag, guard, read,
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftCache {
-    /// Keys, bf16, aligned to 16 bytes.
+    /// Keys, bf16 or f16, aligned to 16 bytes. Their type is the type of all rows and caches of the call.
     pub k: FlexdraftBuffer,
-    /// Values, bf16, aligned to 16 bytes.
+    /// Values, of the type of `k`, aligned to 16 bytes.
     pub v: FlexdraftBuffer,
     /// Distance from a page of `k` to the next.
     pub k_page_stride: u64,
@@ -57,7 +57,8 @@ impl FlexdraftCache {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftHeadRows {
-    /// bf16, from the first element of row 0 to at least the last element of the last row, aligned to 16 bytes.
+    /// Of the cache's type, from the first element of row 0 to at least the last element of the last row, aligned
+    /// to 16 bytes.
     pub rows: FlexdraftBuffer,
     /// Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
     pub stride: u64,
@@ -81,12 +82,12 @@ impl FlexdraftHeadRows {
     /// # Safety
     ///
     /// The conditions of [`Operands::read`].
-    pub(crate) unsafe fn read<'a>(
+    pub(crate) unsafe fn read<'a, T: HalfFloat + Typed>(
         &self,
         operands: Operands,
         name: &str,
         row: usize,
-    ) -> Outcome<HeadRows<'a>> {
+    ) -> Outcome<HeadRows<'a, T>> {
         // SAFETY: the caller's promise.
         let view = unsafe { operands.read(name, &self.rows)? };
         Ok(HeadRows { view, stride: self.stride(name, row)? })
@@ -97,12 +98,12 @@ impl FlexdraftHeadRows {
     /// # Safety
     ///
     /// The conditions of [`Operands::write`].
-    pub(crate) unsafe fn write<'a>(
+    pub(crate) unsafe fn write<'a, T: HalfFloat + Typed>(
         &self,
         operands: Operands,
         name: &str,
         row: usize,
-    ) -> Outcome<HeadRowsMut<'a>> {
+    ) -> Outcome<HeadRowsMut<'a, T>> {
         // SAFETY: the caller's promise.
         let view = unsafe { operands.write(name, &self.rows)? };
         Ok(HeadRowsMut { view, stride: self.stride(name, row)? })
@@ -119,13 +120,14 @@ pub struct FlexdraftJointAttention {
     pub pass: *const FlexdraftPass,
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
-    /// q, k and v heads of every row, after `flexdraft_norm_rope_append`: bf16 `[rows, (q_heads + 2 kv_heads) *
-    /// head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
+    /// q, k and v heads of every row, after `flexdraft_norm_rope_append`, of the cache's type: `[rows, (q_heads + 2
+    /// kv_heads) * head_dim]`, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of candidates
     /// in the cache. Rows after the rows of the pass are padding. Absent if `q` is present.
     pub qkv: FlexdraftBuffer,
     /// The KV cache of the layer.
     pub cache: FlexdraftCache,
-    /// Written: the output of each row, bf16 `[rows, q_heads * head_dim]`, aligned to 16 bytes; zeros for padding.
+    /// Written: the output of each row, of the cache's type: `[rows, q_heads * head_dim]`, aligned to 16 bytes; zeros for
+    /// padding.
     pub out: FlexdraftBuffer,
     /// Optional. Written: the natural logarithm of the sum of exp(score), f32 `[rows, q_heads]`; -inf for padding.
     pub lse: FlexdraftBuffer,
@@ -167,13 +169,16 @@ impl FlexdraftJointAttention {
     /// # Safety
     ///
     /// The operands are valid for their sizes for `'a`.
-    unsafe fn projections<'a>(&self, operands: Operands) -> Outcome<Projections<'a>> {
+    unsafe fn projections<'a, T: HalfFloat + Typed>(
+        &self,
+        operands: Operands,
+    ) -> Outcome<Projections<'a, T>> {
         let shape = self.heads.shape()?;
         let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
         let has_masks = ![self.mask_q, self.mask_k, self.mask_v].iter().all(FlexdraftHeadRows::is_absent);
         if self.q.is_absent() && !has_masks {
             // SAFETY: the caller's promise.
-            return Ok(unsafe { operands.read("qkv", &self.qkv)? }.into());
+            return Ok(unsafe { operands.read::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
             return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
@@ -226,15 +231,13 @@ fn split_of(split: u64) -> Outcome<usize> {
     if split == 0 { Ok(DEFAULT_SPLIT) } else { size("split", split) }
 }
 
-impl Call for FlexdraftJointAttention {
-    type Output = ();
-
-    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+impl FlexdraftJointAttention {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         let (k_strides, v_strides) = self.cache.strides()?;
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            JointAttention {
+            JointAttention::<R, T> {
                 pass: borrow("pass", self.pass)?.launched(on)?,
                 masks: flag("with_masks", self.with_masks)?,
                 qkv: self.projections(operands)?,
@@ -258,6 +261,14 @@ impl Call for FlexdraftJointAttention {
             }
         };
         Ok(on.kernels.joint_attention(on.stream, &args)?)
+    }
+}
+
+impl Call for FlexdraftJointAttention {
+    type Output = ();
+
+    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "cache.k", &self.cache.k)
     }
 }
 
@@ -309,7 +320,8 @@ pub unsafe extern "C" fn flexdraft_attention_workspace_len(
 /// divided.
 ///
 /// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-/// slots of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+/// slots of its group. Products are bf16 or f16, as the cache, with f32 sums. A row's bits do not depend on the other
+/// rows of the batch.
 ///
 /// Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 ///

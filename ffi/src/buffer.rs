@@ -6,7 +6,7 @@ use flexdraft::kernels::acceptance::{Verdict, Verify};
 use flexdraft::kernels::sampling::{RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
 use flexdraft::runtime::{Element, QueueId, View, ViewMut};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::status::{FLEXDRAFT_DTYPE, Outcome, Refusal, size};
 
@@ -20,6 +20,8 @@ pub const FLEXDRAFT_F32: u32 = 2;
 pub const FLEXDRAFT_I32: u32 = 3;
 /// Type of elements: unsigned integer of 4 bytes.
 pub const FLEXDRAFT_U32: u32 = 4;
+/// Type of elements: IEEE half precision, 2 bytes.
+pub const FLEXDRAFT_F16: u32 = 5;
 /// Type of elements: FlexdraftRowSampling, 40 bytes.
 pub const FLEXDRAFT_ROW_SAMPLING: u32 = 16;
 /// Type of elements: FlexdraftRowStats, 48 bytes.
@@ -55,6 +57,36 @@ impl FlexdraftBuffer {
     }
 }
 
+/// The operand of a call whose type is the type of all rows and caches of the call, with its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deciding<'a>(pub &'a str, pub &'a FlexdraftBuffer);
+
+impl Deciding<'_> {
+    /// Returns whether the rows and caches of the call are f16, or bf16.
+    pub fn is_f16(self) -> Outcome<bool> {
+        let Deciding(name, buffer) = self;
+        let expected = "bf16 or f16";
+        match buffer.dtype {
+            _ if buffer.is_absent() => Err(Refusal::null(name, &format!("elements of type {expected}"))),
+            FLEXDRAFT_BF16 => Ok(false),
+            FLEXDRAFT_F16 => Ok(true),
+            other => Err(wrong_dtype(name, other, expected)),
+        }
+    }
+}
+
+/// Calls a generic method of a call with the type of the call's rows and caches, which an operand decides. The views of
+/// the other operands refuse another type.
+macro_rules! with_half_float {
+    ($call:ident . $method:ident ( $on:expr ) , $name:literal , $buffer:expr) => {
+        match $crate::buffer::Deciding($name, $buffer).is_f16()? {
+            false => $call.$method::<R, half::bf16>($on),
+            true => $call.$method::<R, half::f16>($on),
+        }
+    };
+}
+pub(crate) use with_half_float;
+
 /// An element type of operands, with its number and its name in the C interface.
 pub(crate) trait Typed: Element {
     const DTYPE: u32;
@@ -62,6 +94,9 @@ pub(crate) trait Typed: Element {
 
 impl Typed for bf16 {
     const DTYPE: u32 = FLEXDRAFT_BF16;
+}
+impl Typed for f16 {
+    const DTYPE: u32 = FLEXDRAFT_F16;
 }
 impl Typed for f32 {
     const DTYPE: u32 = FLEXDRAFT_F32;
@@ -96,6 +131,7 @@ pub(crate) fn dtype_name(dtype: u32) -> String {
         FLEXDRAFT_F32 => "f32",
         FLEXDRAFT_I32 => "i32",
         FLEXDRAFT_U32 => "u32",
+        FLEXDRAFT_F16 => "f16",
         FLEXDRAFT_ROW_SAMPLING => "row sampling",
         FLEXDRAFT_ROW_STATS => "row stats",
         FLEXDRAFT_VERIFY => "verify",

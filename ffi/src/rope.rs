@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
-use flexdraft::kernels::{PagedKvMut, ProjectionsMut};
+use flexdraft::kernels::{HalfFloat, PagedKvMut, ProjectionsMut};
 use flexdraft::layout::RowKind;
 use flexdraft::runtime::Runtime;
 
 use crate::attention::{FlexdraftCache, FlexdraftHeadRows};
-use crate::buffer::{FlexdraftBuffer, Operands};
+use crate::buffer::{FlexdraftBuffer, Operands, Typed, with_half_float};
 use crate::pass::FlexdraftPass;
 use crate::processor::{Call, FlexdraftHeads, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, borrow, versioned};
@@ -46,8 +46,8 @@ pub struct FlexdraftNormRopeAppend {
     pub pass: *const FlexdraftPass,
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
-    /// q, k and v heads of every row, bf16 `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16 bytes; q, and the
-    /// k of mask rows, change in place. Absent if `q`, `k` and `v` are present.
+    /// q, k and v heads of every row, of the cache's type: `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16
+    /// bytes; q, and the k of mask rows, change in place. In f16, a result from 65520 on becomes infinity. Absent if `q`, `k` and `v` are present.
     pub qkv: FlexdraftBuffer,
     /// Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     pub cos_sin: FlexdraftBuffer,
@@ -78,12 +78,15 @@ impl FlexdraftNormRopeAppend {
     /// # Safety
     ///
     /// The operands are valid for their sizes for `'a`.
-    unsafe fn projections<'a>(&self, operands: Operands) -> Outcome<ProjectionsMut<'a>> {
+    unsafe fn projections<'a, T: HalfFloat + Typed>(
+        &self,
+        operands: Operands,
+    ) -> Outcome<ProjectionsMut<'a, T>> {
         let shape = self.heads.shape()?;
         let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
         if [self.q, self.k, self.v].iter().all(FlexdraftHeadRows::is_absent) {
             // SAFETY: the caller's promise.
-            return Ok(unsafe { operands.write("qkv", &self.qkv)? }.into());
+            return Ok(unsafe { operands.write::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
             return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
@@ -119,10 +122,8 @@ impl Call for FlexdraftRopeTable {
     }
 }
 
-impl Call for FlexdraftNormRopeAppend {
-    type Output = ();
-
-    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+impl FlexdraftNormRopeAppend {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         let (k_strides, v_strides) = self.cache.strides()?;
         // SAFETY: the exported function's caller promises that the pass is open and that operands are valid.
@@ -133,7 +134,7 @@ impl Call for FlexdraftNormRopeAppend {
                     Some((operands.read("q_norm", &self.q_norm)?, operands.read("k_norm", &self.k_norm)?))
                 }
             };
-            NormRopeAppend {
+            NormRopeAppend::<R, T> {
                 pass: borrow("pass", self.pass)?.launched(on)?,
                 kind: match self.kind {
                     FLEXDRAFT_CANDIDATES => RowKind::Candidates,
@@ -155,6 +156,14 @@ impl Call for FlexdraftNormRopeAppend {
             }
         };
         Ok(on.kernels.norm_rope_append(on.stream, &args)?)
+    }
+}
+
+impl Call for FlexdraftNormRopeAppend {
+    type Output = ();
+
+    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "cache.k", &self.cache.k)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 
+use flexdraft::kernels::HalfFloat;
 use flexdraft::kernels::activation::{SiluAdd, SiluMul};
 use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
 use flexdraft::runtime::Runtime;
 
-use crate::buffer::FlexdraftBuffer;
+use crate::buffer::{FlexdraftBuffer, Typed, with_half_float};
 use crate::processor::{Call, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, size, versioned};
 
@@ -21,9 +22,9 @@ pub struct FlexdraftEmbed {
     pub cols: u64,
     /// Token ids, i32 `[rows]`. An id outside the table gives zeros and the fault 2.
     pub ids: FlexdraftBuffer,
-    /// The embedding table, bf16 `[vocab, cols]`.
+    /// The embedding table, bf16 or f16 `[vocab, cols]`.
     pub table: FlexdraftBuffer,
-    /// Written: the embedding of each id, bf16 `[rows, cols]`.
+    /// Written: the embedding of each id, of the type of `table`, `[rows, cols]`.
     pub out: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
@@ -39,9 +40,9 @@ pub struct FlexdraftGather {
     pub cols: u64,
     /// Row indices into `x`, i32 `[rows]`. -1 gives zeros; any other index outside `x` gives zeros and the fault 16.
     pub indices: FlexdraftBuffer,
-    /// The rows to gather from, bf16 `[x_rows, cols]`.
+    /// The rows to gather from, bf16 or f16 `[x_rows, cols]`.
     pub x: FlexdraftBuffer,
-    /// Written: the gathered rows, bf16 `[rows, cols]`.
+    /// Written: the gathered rows, of the type of `x`, `[rows, cols]`.
     pub out: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
@@ -53,13 +54,13 @@ pub struct FlexdraftGather {
 pub struct FlexdraftRmsNorm {
     /// Size of this struct in bytes.
     pub struct_size: u64,
-    /// The residual stream, bf16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
+    /// The residual stream, bf16 or f16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
     pub x: FlexdraftBuffer,
-    /// Optional. What is added to the residual stream before the norm, bf16 `[rows, cols]`.
+    /// Optional. What is added to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
     pub delta: FlexdraftBuffer,
     /// The norm's weight, f32 `[cols]`.
     pub weight: FlexdraftBuffer,
-    /// Written: the rows after the norm, bf16 `[rows, cols]`.
+    /// Written: the rows after the norm, of the type of `x`, `[rows, cols]`.
     pub out: FlexdraftBuffer,
     /// Epsilon, which is added to the mean of squares.
     pub eps: f32,
@@ -73,9 +74,9 @@ pub struct FlexdraftRmsNorm {
 pub struct FlexdraftAdd {
     /// Size of this struct in bytes.
     pub struct_size: u64,
-    /// The elements to add to, bf16, a multiple of 8, aligned to 16 bytes.
+    /// The elements to add to, bf16 or f16, a multiple of 8, aligned to 16 bytes.
     pub x: FlexdraftBuffer,
-    /// The elements to add, bf16, of the same number.
+    /// The elements to add, of the same type and number.
     pub delta: FlexdraftBuffer,
 }
 
@@ -87,9 +88,9 @@ pub struct FlexdraftSiluMul {
     pub struct_size: u64,
     /// Elements per row of `out`, a multiple of 8.
     pub cols: u64,
-    /// Gate and up projection side by side, bf16 `[rows, 2 cols]`.
+    /// Gate and up projection side by side, bf16 or f16 `[rows, 2 cols]`.
     pub x: FlexdraftBuffer,
-    /// Written: the activation of each row, bf16 `[rows, cols]`.
+    /// Written: the activation of each row, of the type of `x`, `[rows, cols]`.
     pub out: FlexdraftBuffer,
 }
 
@@ -101,9 +102,10 @@ pub struct FlexdraftSiluAdd {
     pub struct_size: u64,
     /// Elements per row, a multiple of 8.
     pub cols: u64,
-    /// The draft slots' half of the calibrator's hidden layer, bf16 `[rows, cols]`, which its activation replaces.
+    /// The draft slots' half of the calibrator's hidden layer, bf16 or f16 `[rows, cols]`, which its activation
+    /// replaces.
     pub x: FlexdraftBuffer,
-    /// The bonus tokens' half of the calibrator's hidden layer, bf16 `[bonus_rows, cols]`.
+    /// The bonus tokens' half of the calibrator's hidden layer, of the type of `x`, `[bonus_rows, cols]`.
     pub bonus: FlexdraftBuffer,
     /// The row of `bonus` for each row, i32 `[rows]`. With -1 the row does not change; with any other index outside
     /// `bonus` it does not change either, and the fault is 16.
@@ -121,14 +123,12 @@ versioned!(
     FlexdraftSiluAdd
 );
 
-impl Call for FlexdraftEmbed {
-    type Output = ();
-
-    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+impl FlexdraftEmbed {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            Embed {
+            Embed::<T> {
                 ids: operands.read("ids", &self.ids)?,
                 table: operands.read("table", &self.table)?,
                 out: operands.write("out", &self.out)?,
@@ -140,14 +140,20 @@ impl Call for FlexdraftEmbed {
     }
 }
 
-impl Call for FlexdraftGather {
+impl Call for FlexdraftEmbed {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "table", &self.table)
+    }
+}
+
+impl FlexdraftGather {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            Gather {
+            Gather::<T> {
                 indices: operands.read("indices", &self.indices)?,
                 x: operands.read("x", &self.x)?,
                 out: operands.write("out", &self.out)?,
@@ -159,14 +165,20 @@ impl Call for FlexdraftGather {
     }
 }
 
-impl Call for FlexdraftRmsNorm {
+impl Call for FlexdraftGather {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "x", &self.x)
+    }
+}
+
+impl FlexdraftRmsNorm {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            RmsNorm {
+            RmsNorm::<T> {
                 x: match operands.read_optional("delta", &self.delta)? {
                     None => Residual::Is(operands.read("x", &self.x)?),
                     Some(delta) => Residual::Add { x: operands.write("x", &self.x)?, delta },
@@ -180,26 +192,39 @@ impl Call for FlexdraftRmsNorm {
     }
 }
 
-impl Call for FlexdraftAdd {
+impl Call for FlexdraftRmsNorm {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "x", &self.x)
+    }
+}
+
+impl FlexdraftAdd {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
-        let args =
-            unsafe { Add { x: operands.write("x", &self.x)?, delta: operands.read("delta", &self.delta)? } };
+        let args = unsafe {
+            Add::<T> { x: operands.write("x", &self.x)?, delta: operands.read("delta", &self.delta)? }
+        };
         Ok(on.kernels.add(on.stream, &args)?)
     }
 }
 
-impl Call for FlexdraftSiluMul {
+impl Call for FlexdraftAdd {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "x", &self.x)
+    }
+}
+
+impl FlexdraftSiluMul {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            SiluMul {
+            SiluMul::<T> {
                 x: operands.read("x", &self.x)?,
                 out: operands.write("out", &self.out)?,
                 cols: size("cols", self.cols)?,
@@ -209,14 +234,20 @@ impl Call for FlexdraftSiluMul {
     }
 }
 
-impl Call for FlexdraftSiluAdd {
+impl Call for FlexdraftSiluMul {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "x", &self.x)
+    }
+}
+
+impl FlexdraftSiluAdd {
+    fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         // SAFETY: the exported function's caller promises that operands are valid for their sizes.
         let args = unsafe {
-            SiluAdd {
+            SiluAdd::<T> {
                 x: operands.write("x", &self.x)?,
                 bonus: operands.read("bonus", &self.bonus)?,
                 owner: operands.read("owner", &self.owner)?,
@@ -225,6 +256,14 @@ impl Call for FlexdraftSiluAdd {
             }
         };
         Ok(on.kernels.silu_add(on.stream, &args)?)
+    }
+}
+
+impl Call for FlexdraftSiluAdd {
+    type Output = ();
+
+    fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
+        with_half_float!(self.run_with(on), "x", &self.x)
     }
 }
 
@@ -264,8 +303,8 @@ pub unsafe extern "C" fn flexdraft_gather(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Adds `delta` to `x` if it is present, rounded to bf16, and writes x / sqrt(mean(x^2) + eps) * weight for each row
-/// (arXiv 1910.07467, equation 4).
+/// Adds `delta` to `x` if it is present, rounded to the type of `x`, and writes x / sqrt(mean(x^2) + eps) * weight for each
+/// row /// (arXiv 1910.07467, equation 4).
 ///
 /// Errors: as in `flexdraft_joint_attention`.
 ///
@@ -283,7 +322,7 @@ pub unsafe extern "C" fn flexdraft_rms_norm(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Adds `delta` to `x`, with each sum rounded to bf16.
+/// Adds `delta` to `x`, with each sum rounded to the type of `x`.
 ///
 /// Errors: as in `flexdraft_joint_attention`.
 ///

@@ -3,6 +3,8 @@
 A pass has candidate rows, which are verified, and mask rows, which draft. Candidate i of a sequence is at position
 ``start + i``. Slot j of the mask group of accepted length k is at position ``start + k + 1 + j``. The rows of a pass are
 the candidates of every sequence in order, then the mask rows of every sequence, groups in ascending order.
+
+Heads, caches and outputs are bf16 or f16, all of a call of one type.
 """
 
 from __future__ import annotations
@@ -146,10 +148,10 @@ def norm_rope_append(tables: PassTables, qkv: OptionalTensor, cos_sin: Tensor, k
 
     Args:
         tables: the tables of the pass.
-        qkv: q, k and v heads of every row, bf16 ``[rows, (q_heads + 2 kv_heads) head_dim]``, aligned to 16 bytes; q,
+        qkv: q, k and v heads of every row, ``[rows, (q_heads + 2 kv_heads) head_dim]``, aligned to 16 bytes; q,
             and the k of mask rows, change in place. None if ``q``, ``k`` and ``v`` are there.
         cos_sin: what ``rope_table`` wrote, f32 ``[rows, head_dim / 2, 2]``.
-        k_cache: written, the keys of the layer, bf16 ``[pages, page_size, kv_heads, head_dim]`` with any strides that
+        k_cache: written, the keys of the layer, ``[pages, page_size, kv_heads, head_dim]`` with any strides that
             are multiples of 8 and adjacent elements within a head.
         v_cache: written, the values of the layer, as ``k_cache``.
         q_heads: number of query heads.
@@ -157,10 +159,10 @@ def norm_rope_append(tables: PassTables, qkv: OptionalTensor, cos_sin: Tensor, k
         q_norm: RMSNorm weight of a q head, f32 ``[head_dim]``; with it, ``k_norm`` is present too.
         k_norm: RMSNorm weight of a k head, f32 ``[head_dim]``.
         eps: what the norms add to the mean of squares.
-        q: q heads of the rows of this kind alone, bf16 ``[rows, q_heads head_dim]``, in place of ``qkv``: row 0 is the
+        q: q heads of the rows of this kind alone, ``[rows, q_heads head_dim]``, in place of ``qkv``: row 0 is the
             first candidate row or the first mask row. Rows may be parts of longer rows.
-        k: k heads, bf16 ``[rows, kv_heads head_dim]``, with ``q``.
-        v: v heads, bf16 ``[rows, kv_heads head_dim]``, with ``q``.
+        k: k heads, ``[rows, kv_heads head_dim]``, with ``q``.
+        v: v heads, ``[rows, kv_heads head_dim]``, with ``q``.
         error: the device error word, u32 or i32 ``[1]``; fault 1 for a page id out of range.
 
     Raises:
@@ -179,26 +181,26 @@ def joint_attention(tables: PassTables, qkv: OptionalTensor, k_cache: Tensor, v_
     """Computes ``softmax(q K^T / sqrt(head_dim)) V`` over the keys that each row of the pass sees, for one layer.
 
     Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-    slots of its group. Products are bf16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+    slots of its group. Products are bf16 or f16 with f32 sums. A row's bits do not depend on the other rows of the batch.
 
     Args:
         tables: the tables of the pass.
-        qkv: q, k and v heads of every row after ``norm_rope_append``, bf16 ``[rows, (q_heads + 2 kv_heads)
+        qkv: q, k and v heads of every row after ``norm_rope_append``, ``[rows, (q_heads + 2 kv_heads)
             head_dim]``, aligned to 16 bytes. The k and v of mask rows are read here, the k and v of candidates in the
             cache. None if ``q`` or ``mask_q`` is there.
         k_cache: the keys of the layer, as in ``norm_rope_append``.
         v_cache: the values of the layer.
-        out: written, bf16 ``[rows, q_heads head_dim]``, aligned to 16 bytes; zeros for rows after the pass.
+        out: written, ``[rows, q_heads head_dim]``, aligned to 16 bytes; zeros for rows after the pass.
         workspace: f32, at least ``attention_workspace_len`` elements, aligned to 8 bytes.
         q_heads: number of query heads, 1 to 16 for each KV head.
         lse: written, the natural logarithm of the sum of exp(score), f32 ``[rows, q_heads]``.
         split: keys per split of a long sequence, a multiple of 64, or 0 for 512.
         masks: whether mask rows take part; False below the tail layers.
-        q: q heads of the candidate rows, bf16 ``[candidates, q_heads head_dim]``, in place of ``qkv``; None if the pass
+        q: q heads of the candidate rows, ``[candidates, q_heads head_dim]``, in place of ``qkv``; None if the pass
             has no candidates. Rows may be parts of longer rows.
-        mask_q: q heads of the mask rows, bf16 ``[mask rows, q_heads head_dim]``; None if no mask rows take part.
-        mask_k: k heads of the mask rows, bf16 ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
-        mask_v: v heads of the mask rows, bf16 ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
+        mask_q: q heads of the mask rows, ``[mask rows, q_heads head_dim]``; None if no mask rows take part.
+        mask_k: k heads of the mask rows, ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
+        mask_v: v heads of the mask rows, ``[mask rows, kv_heads head_dim]``, with ``mask_q``.
         sinks: a score for each query head, f32 ``[q_heads]``, that joins the softmax of every row without a value.
         window: the number of positions that a row sees up to its own (sliding window), at least 65; 0 for no window. A
             mask row sees all slots of its group.

@@ -1,4 +1,7 @@
-"""Operations on rows of the residual stream. Rows are aligned to 16 bytes and have a multiple of 8 columns."""
+"""Operations on rows of the residual stream.
+
+Rows are bf16 or f16, all rows of a call of one type; they are aligned to 16 bytes and have a multiple of 8 columns.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ def embed(ids: Tensor, table: Tensor, out: Tensor, *, error: OptionalTensor = No
 
     Args:
         ids: token ids, i32 ``[rows]``. An id outside the table gives zeros and the fault 2.
-        table: the embedding table, bf16 ``[vocab, cols]``.
-        out: written, bf16 ``[rows, cols]``.
+        table: the embedding table, ``[vocab, cols]``.
+        out: written, ``[rows, cols]``.
         error: the device error word, u32 or i32 ``[1]``, to which faults are added as bits.
 
     Raises:
@@ -26,8 +29,8 @@ def gather(indices: Tensor, x: Tensor, out: Tensor, *, error: OptionalTensor = N
 
     Args:
         indices: row indices, i32 ``[rows]``. -1 gives zeros; another index outside ``x`` gives zeros and the fault 16.
-        x: the rows to gather from, bf16 ``[x_rows, cols]``.
-        out: written, bf16 ``[rows, cols]``.
+        x: the rows to gather from, ``[x_rows, cols]``.
+        out: written, ``[rows, cols]``.
         error: the device error word, u32 or i32 ``[1]``.
 
     Raises:
@@ -41,11 +44,11 @@ def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, *, delta: Optio
     """Computes ``x / sqrt(mean(x^2) + eps) * weight`` for each row (arXiv 1910.07467, equation 4).
 
     Args:
-        x: the residual stream, bf16 ``[rows, cols]``; with ``delta`` it becomes ``x + delta``, rounded to bf16, first.
+        x: the residual stream, ``[rows, cols]``; with ``delta`` it becomes ``x + delta``, rounded to its type, first.
         weight: the norm's weight, f32 ``[cols]``.
-        out: written, bf16 ``[rows, cols]``.
+        out: written, ``[rows, cols]``.
         eps: what is added to the mean of squares.
-        delta: what is added to ``x`` before the norm, bf16 ``[rows, cols]``.
+        delta: what is added to ``x`` before the norm, ``[rows, cols]``.
 
     Raises:
         TypeError: an operand has another element type.
@@ -56,11 +59,11 @@ def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, *, delta: Optio
 
 
 def add(x: Tensor, delta: Tensor) -> None:
-    """Adds ``delta`` to ``x`` in place, with each sum rounded to bf16.
+    """Adds ``delta`` to ``x`` in place, with each sum rounded to its type.
 
     Args:
-        x: written, bf16 ``[rows, cols]``.
-        delta: bf16 ``[rows, cols]``.
+        x: written, ``[rows, cols]``.
+        delta: what is added, ``[rows, cols]``.
 
     Raises:
         TypeError: an operand has another element type.
@@ -73,8 +76,8 @@ def silu_mul(x: Tensor, out: Tensor) -> None:
     """Computes the MLP's activation ``silu(gate) * up``, where ``silu(z) = z / (1 + exp(-z))``.
 
     Args:
-        x: gate and up projection side by side, bf16 ``[rows, 2 cols]``.
-        out: written, bf16 ``[rows, cols]``.
+        x: gate and up projection side by side, ``[rows, 2 cols]``.
+        out: written, ``[rows, cols]``.
 
     Raises:
         TypeError: an operand has another element type.
@@ -87,8 +90,8 @@ def silu_add(x: Tensor, bonus: Tensor, owner: Tensor, *, error: OptionalTensor =
     """Computes the hidden layer of the bonus-guided calibrator in place: ``x[r] = silu(x[r] + bonus[owner[r]])``.
 
     Args:
-        x: the draft slots' half of the hidden layer, bf16 ``[rows, rank]``, which its activation replaces.
-        bonus: the bonus tokens' half, bf16 ``[bonus_rows, rank]``.
+        x: the draft slots' half of the hidden layer, ``[rows, rank]``, which its activation replaces.
+        bonus: the bonus tokens' half, ``[bonus_rows, rank]``.
         owner: the row of ``bonus`` for each row, i32 ``[rows]``. With -1 the row does not change; with another index
             outside ``bonus`` it does not change either, and the fault is 16.
         error: the device error word, u32 or i32 ``[1]``.

@@ -23,13 +23,21 @@ def to_bf16(values):
 
 
 def to_float(bits):
-    """Returns bf16 numbers as f32."""
+    """Returns numbers of bf16 or f16 as f32."""
+    if bits.dtype == np.float16:
+        return bits.astype(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def bf16s(random, *shape):
     """Returns random bf16 numbers."""
     return to_bf16(random.standard_normal(shape, np.float32))
+
+
+def halves(random, kind, *shape):
+    """Returns random numbers of f16 (float16) or bf16 (uint16)."""
+    numbers = random.standard_normal(shape, np.float32)
+    return numbers.astype(np.float16) if kind == np.float16 else to_bf16(numbers)
 
 
 def floats(random, *shape):

@@ -82,6 +82,8 @@ class Misuse(unittest.TestCase):
 
     def test_types(self):
         self.refused(TypeError, "`x` has elements of f32, expected bf16", flexdraft.add, self.x.astype(np.float32), self.x)
+        f16 = self.x.astype(np.float16)
+        self.refused(TypeError, "`delta` has elements of type bf16, expected f16", flexdraft.add, f16, self.x)
         self.refused(TypeError, "f64", flexdraft.add, self.x.astype(np.float64), self.x)
         self.refused(TypeError, "expected numbers", flexdraft.add, self.x.astype(str), self.x)
         self.refused(TypeError, "byte order", flexdraft.add, self.x.astype(">u2"), self.x)

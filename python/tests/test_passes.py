@@ -5,7 +5,7 @@ import unittest
 
 import flexdraft
 import numpy as np
-from oracles import VERDICT, attention, bf16s, floats, rms_norm, rotated, to_float
+from oracles import VERDICT, attention, floats, halves, rms_norm, rotated, to_float
 
 Q_HEADS, KV_HEADS, HEAD_DIM, PAGES, PAGE_SIZE = 4, 2, 64, 6, 16
 QKV_COLS = (Q_HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -27,6 +27,8 @@ def layout():
 
 
 class Passes(unittest.TestCase):
+    kind, roundoff = np.uint16, 2**-8
+
     def setUp(self):
         self.random = np.random.default_rng(2)
         self.tables = flexdraft.PassTables(max_batch=2, max_pages=3)
@@ -50,8 +52,8 @@ class Passes(unittest.TestCase):
 
     def appended(self, cache_of_heads_first=False):
         """Returns qkv before and after the rotation of all rows, and the cache before and after."""
-        qkv = bf16s(self.random, len(self.rows), QKV_COLS)
-        k, v = (bf16s(self.random, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv")
+        qkv = halves(self.random, self.kind, len(self.rows), QKV_COLS)
+        k, v = (halves(self.random, self.kind, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv")
         if cache_of_heads_first:
             k, v = (np.ascontiguousarray(part.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for part in (k, v))
         before = qkv.copy(), k.copy(), v.copy()
@@ -70,7 +72,7 @@ class Passes(unittest.TestCase):
         angles = self.angles()
         for row, (s, position, group) in enumerate(self.rows):
             q, new_k = heads_before[row, :Q_HEADS], heads_before[row, Q_HEADS:Q_HEADS + KV_HEADS]
-            close = dict(rtol=2**-7, atol=2**-5)
+            close = dict(rtol=4 * self.roundoff, atol=8 * self.roundoff)
             np.testing.assert_allclose(to_float(heads[row, :Q_HEADS]),
                                        rotated(rms_norm(q, q_norm, 1e-5), angles[row]), **close)
             expected = rotated(rms_norm(new_k, k_norm, 1e-5), angles[row])
@@ -88,7 +90,7 @@ class Passes(unittest.TestCase):
     def attended(self, qkv, k, v, **options):
         length = flexdraft.attention_workspace_len(self.tables, len(self.rows), q_heads=Q_HEADS, kv_heads=KV_HEADS,
                                                    head_dim=HEAD_DIM)
-        out = np.zeros((len(self.rows), Q_HEADS * HEAD_DIM), np.uint16)
+        out = np.zeros((len(self.rows), Q_HEADS * HEAD_DIM), self.kind)
         lse = np.zeros((len(self.rows), Q_HEADS), np.float32)
         flexdraft.joint_attention(self.tables, qkv, k, v, out, np.zeros(length, np.float32), q_heads=Q_HEADS,
                                   lse=lse, **options)
@@ -110,8 +112,8 @@ class Passes(unittest.TestCase):
                     values = np.concatenate([values, slots[:, Q_HEADS + KV_HEADS + kv]])
                 expected, log_sum = attention(heads[row, head], keys, values)
                 found = to_float(out[row, head * HEAD_DIM:(head + 1) * HEAD_DIM])
-                np.testing.assert_allclose(found, expected, rtol=2**-6, atol=2**-6, err_msg=f"row {row} head {head}")
-                self.assertAlmostEqual(lse[row, head], log_sum, delta=2**-8)
+                np.testing.assert_allclose(found, expected, rtol=4 * self.roundoff, atol=4 * self.roundoff, err_msg=f"row {row} head {head}")
+                self.assertAlmostEqual(lse[row, head], log_sum, delta=self.roundoff)
 
     def test_a_cache_with_heads_before_tokens_gives_the_same_bits(self):
         _, (qkv, k, v), _ = self.appended(cache_of_heads_first=True)
@@ -166,8 +168,8 @@ class Passes(unittest.TestCase):
         ids = [3, 1, 5, 0, 4, 2]
         self.tables.upload([flexdraft.SequenceRows(ids, start, 2, [group], slots)], pages=PAGES, page_size=PAGE_SIZE)
         self.rows = [None] * 5
-        qkv = bf16s(self.random, 5, QKV_COLS)
-        k, v = (bf16s(self.random, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv")
+        qkv = halves(self.random, self.kind, 5, QKV_COLS)
+        k, v = (halves(self.random, self.kind, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM) for _ in "kv")
         sinks = floats(self.random, Q_HEADS)
         heads = to_float(qkv).reshape(5, -1, HEAD_DIM)
         cached = [to_float(part[ids]).reshape(-1, KV_HEADS, HEAD_DIM) for part in (k, v)]
@@ -187,8 +189,9 @@ class Passes(unittest.TestCase):
                     sink = sinks[head] if "sinks" in options else -np.inf
                     expected, log_sum = attention(heads[row, head], keys, values, sink, options.get("soft_cap", np.inf))
                     found = to_float(out[row, head * HEAD_DIM:(head + 1) * HEAD_DIM])
-                    np.testing.assert_allclose(found, expected, rtol=2**-6, atol=2**-8, err_msg=f"{options} {row} {head}")
-                    self.assertAlmostEqual(lse[row, head], log_sum, delta=2**-8)
+                    np.testing.assert_allclose(found, expected, rtol=4 * self.roundoff, atol=self.roundoff,
+                                               err_msg=f"{options} {row} {head}")
+                    self.assertAlmostEqual(lse[row, head], log_sum, delta=self.roundoff)
 
     def test_follow_verdicts(self):
         drafting = flexdraft.PassTables("cpu", max_batch=1, max_pages=1)
@@ -215,6 +218,12 @@ class Passes(unittest.TestCase):
         cos_sin = np.zeros((len(self.rows), HEAD_DIM // 2, 2), np.float32)
         flexdraft.rope_table(self.tables, self.inverse_frequencies(), cos_sin)
         self.assertTrue(cos_sin.any())
+
+
+class PassesInF16(Passes):
+    """The same in f16: passes whose rows and cache are arrays of float16."""
+
+    kind, roundoff = np.float16, 2**-11
 
 
 if __name__ == "__main__":

@@ -32,6 +32,20 @@ class Rows(unittest.TestCase):
         np.testing.assert_array_equal(x, to_bf16(to_float(before) + to_float(delta)))
         np.testing.assert_allclose(to_float(out), rms_norm(to_float(x), weight, 1e-5), rtol=2**-8)
 
+    def test_f16(self):
+        x, delta, gates = (floats(self.random, 3, cols).astype(np.float16) for cols in (40, 40, 80))
+        weight, before, out = floats(self.random, 40), x.copy(), np.zeros_like(x)
+        flexdraft.rms_norm(x, weight, out, 1e-5, delta=delta)
+        np.testing.assert_array_equal(x, before + delta)
+        np.testing.assert_allclose(out, rms_norm(x, weight, 1e-5), rtol=2**-11, atol=2**-24)
+        flexdraft.silu_mul(gates, out)
+        gate, up = np.split(gates.astype(np.float64), 2, axis=-1)
+        np.testing.assert_allclose(out, silu(gate) * up, rtol=2**-11, atol=2**-24)
+        # A sum above the range is infinite.
+        largest = np.full((1, 8), np.finfo(np.float16).max)
+        flexdraft.add(largest, largest.copy())
+        self.assertTrue(np.isposinf(largest).all())
+
     def test_a_read_only_array_may_be_read(self):
         x, weight, out = bf16s(self.random, 2, 16), floats(self.random, 16), np.zeros((2, 16), np.uint16)
         for array in (x, weight):

@@ -1,36 +1,37 @@
 //! The kernels of activation functions: silu(gate) · up of the MLP, and silu of the calibrator's hidden layer.
 //!
-//! Rows are bf16, aligned to 16 bytes, with a multiple of 8 elements. Both kernels read and write every row once, so
+//! Rows are bf16 or f16 ([`HalfFloat`]), aligned to 16 bytes, with a multiple of 8 elements. Both kernels read and write every row once, so
 //! their lower bound on time is the bytes of the rows divided by the memory's bandwidth. A row's result does not depend
 //! on other rows.
 
 use half::bf16;
 
+use super::half_float::names;
 use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::activation::{FlexdraftSiluAddParams, FlexdraftSiluMulParams};
 use super::params::shapes::FLEXDRAFT_ROW_THREADS;
-use super::{KernelError, Kernels};
+use super::{HalfFloat, KernelError, Kernels};
 use crate::runtime::{Runtime, View, ViewMut};
 
 /// Operands of [`Kernels::silu_mul`].
 #[derive(Debug)]
-pub struct SiluMul<'a> {
+pub struct SiluMul<'a, T: HalfFloat = bf16> {
     /// The gate and the up projection side by side, `[rows, 2 cols]`.
-    pub x: View<'a, bf16>,
+    pub x: View<'a, T>,
     /// The activation of each row, `[rows, cols]`.
-    pub out: ViewMut<'a, bf16>,
+    pub out: ViewMut<'a, T>,
     /// Elements per row of `out`.
     pub cols: usize,
 }
 
 /// Operands of [`Kernels::silu_add`].
 #[derive(Debug)]
-pub struct SiluAdd<'a> {
+pub struct SiluAdd<'a, T: HalfFloat = bf16> {
     /// The draft slots' half of the calibrator's hidden layer, `[rows, cols]`, which its activation replaces.
-    pub x: ViewMut<'a, bf16>,
+    pub x: ViewMut<'a, T>,
     /// The bonus tokens' half of the calibrator's hidden layer, `[bonus rows, cols]`.
-    pub bonus: View<'a, bf16>,
+    pub bonus: View<'a, T>,
     /// The row of `bonus` for each row of `x`, `[rows]`. With −1, the row of `x` does not change. With any
     /// other index outside `bonus` it does not change either, and bit 16 of the error word is set.
     pub owner: View<'a, i32>,
@@ -63,8 +64,12 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!(out, [bf16::from_f32(10.0); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn silu_mul(&self, stream: &R::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("silu_mul", self.runtime.queue(stream));
+    pub fn silu_mul<T: HalfFloat>(
+        &self,
+        stream: &R::Stream,
+        args: &SiluMul<'_, T>,
+    ) -> Result<(), KernelError> {
+        let mut operands = Operands::new(T::name(names!("silu_mul")), self.runtime.queue(stream));
         let row = operands.cols(args.cols)?;
         let rows = args.out.len() / args.cols;
         let elements = operands.product("out", &[rows, args.cols])?;
@@ -114,8 +119,12 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!((&x[8..], error), (&[bf16::from_f32(8.0); 8][..], [16]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn silu_add(&self, stream: &R::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("silu_add", self.runtime.queue(stream));
+    pub fn silu_add<T: HalfFloat>(
+        &self,
+        stream: &R::Stream,
+        args: &SiluAdd<'_, T>,
+    ) -> Result<(), KernelError> {
+        let mut operands = Operands::new(T::name(names!("silu_add")), self.runtime.queue(stream));
         let (rows, row) = (args.owner.len(), operands.cols(args.cols)?);
         let bonus_rows = args.bonus.len() / args.cols;
         let bonus = operands.product("bonus", &[bonus_rows, args.cols])?;

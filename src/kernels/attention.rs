@@ -12,6 +12,7 @@
 
 use half::bf16;
 
+use super::half_float::{Names, names};
 use super::kv::{KvShape, PagedKv, page_division};
 use super::limits;
 use super::operands::{Grid, Operands};
@@ -20,7 +21,7 @@ use super::params::shapes::*;
 use super::pass::{PassTables, SequenceSize};
 use super::projections::Projections;
 use super::scores::ScoreChanges;
-use super::{KernelError, Kernels};
+use super::{HalfFloat, KernelError, Kernels};
 use crate::layout::AttentionShape;
 use crate::runtime::{Limits, Runtime, ViewMut};
 
@@ -57,7 +58,7 @@ pub const DEFAULT_SPLIT: usize = FLEXDRAFT_DEFAULT_SPLIT as usize;
 /// give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
-    kernel: &'static str,
+    kernel: Names,
     head_dim: usize,
     /// The number of packed rows (a query head of a row each) that share each tile of K and V.
     rows: usize,
@@ -65,20 +66,35 @@ struct Tile {
     shared: usize,
 }
 
-const fn tile(kernel: &'static str, head_dim: usize, rows: u32, shared: u32) -> Tile {
+const fn tile(kernel: Names, head_dim: usize, rows: u32, shared: u32) -> Tile {
     Tile { kernel, head_dim, rows: rows as usize, shared: shared as usize }
 }
 
 /// All variants of the attention kernel. Variants with more rows read K and V less often; more stages hide more latency
 /// and need more shared memory.
 const TILES: [Tile; 7] = [
-    tile("joint_attention_d64_r64_s2", 64, FLEXDRAFT_D64_R64_S2_ROWS, FLEXDRAFT_D64_R64_S2_SHARED),
-    tile("joint_attention_d64_r64_s3", 64, FLEXDRAFT_D64_R64_S3_ROWS, FLEXDRAFT_D64_R64_S3_SHARED),
-    tile("joint_attention_d64_r128_s2", 64, FLEXDRAFT_D64_R128_S2_ROWS, FLEXDRAFT_D64_R128_S2_SHARED),
-    tile("joint_attention_d64_r128_s3", 64, FLEXDRAFT_D64_R128_S3_ROWS, FLEXDRAFT_D64_R128_S3_SHARED),
-    tile("joint_attention_d128_r64_s2", 128, FLEXDRAFT_D128_R64_S2_ROWS, FLEXDRAFT_D128_R64_S2_SHARED),
-    tile("joint_attention_d128_r64_s3", 128, FLEXDRAFT_D128_R64_S3_ROWS, FLEXDRAFT_D128_R64_S3_SHARED),
-    tile("joint_attention_d128_r128_s2", 128, FLEXDRAFT_D128_R128_S2_ROWS, FLEXDRAFT_D128_R128_S2_SHARED),
+    tile(names!("joint_attention_d64_r64_s2"), 64, FLEXDRAFT_D64_R64_S2_ROWS, FLEXDRAFT_D64_R64_S2_SHARED),
+    tile(names!("joint_attention_d64_r64_s3"), 64, FLEXDRAFT_D64_R64_S3_ROWS, FLEXDRAFT_D64_R64_S3_SHARED),
+    tile(names!("joint_attention_d64_r128_s2"), 64, FLEXDRAFT_D64_R128_S2_ROWS, FLEXDRAFT_D64_R128_S2_SHARED),
+    tile(names!("joint_attention_d64_r128_s3"), 64, FLEXDRAFT_D64_R128_S3_ROWS, FLEXDRAFT_D64_R128_S3_SHARED),
+    tile(
+        names!("joint_attention_d128_r64_s2"),
+        128,
+        FLEXDRAFT_D128_R64_S2_ROWS,
+        FLEXDRAFT_D128_R64_S2_SHARED,
+    ),
+    tile(
+        names!("joint_attention_d128_r64_s3"),
+        128,
+        FLEXDRAFT_D128_R64_S3_ROWS,
+        FLEXDRAFT_D128_R64_S3_SHARED,
+    ),
+    tile(
+        names!("joint_attention_d128_r128_s2"),
+        128,
+        FLEXDRAFT_D128_R128_S2_ROWS,
+        FLEXDRAFT_D128_R128_S2_SHARED,
+    ),
 ];
 
 impl Tile {
@@ -170,7 +186,7 @@ const fn places(states: usize) -> usize {
 
 /// Operands of [`Kernels::joint_attention`].
 #[derive(Debug)]
-pub struct JointAttention<'a, R: Runtime> {
+pub struct JointAttention<'a, R: Runtime, T: HalfFloat = bf16> {
     /// The tables of the pass whose rows attend.
     pub pass: &'a PassTables<R>,
     /// Whether the mask rows of the pass take part in the attention. Below the tail layers there are none: then this is
@@ -178,12 +194,12 @@ pub struct JointAttention<'a, R: Runtime> {
     pub masks: bool,
     /// q heads of every row and k and v heads of mask rows, after [`norm_rope_append`](Kernels::norm_rope_append). The
     /// kernel reads the k and v of candidates in the cache.
-    pub qkv: Projections<'a>,
+    pub qkv: Projections<'a, T>,
     /// The KV cache of the layer.
-    pub cache: PagedKv<'a>,
+    pub cache: PagedKv<'a, T>,
     /// Written by the kernel: the attention output of each row, `[rows, q_heads · head_dim]`: candidates, then mask rows,
     /// then padding, which gets zeros.
-    pub out: ViewMut<'a, bf16>,
+    pub out: ViewMut<'a, T>,
     /// Written by the kernel: the natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
     pub lse: Option<ViewMut<'a, f32>>,
     /// Workspace of at least [`Kernels::attention_workspace_len`] elements, aligned to 8 bytes; its contents do not matter.
@@ -251,9 +267,10 @@ impl<R: Runtime> Kernels<R> {
     /// Candidate i sees the cached positions 0 to n + i, n being the position of candidate 0. A row of group k sees the
     /// cached positions 0 to n + k, and the slots of its own group.
     ///
-    /// Products are of bf16 with f32 sums. Weights are rounded to bf16 before they multiply V, and divided by the sum of
-    /// the rounded weights. Keys that a row does not see have no influence on its bits, as long as V is finite at keys
-    /// that another row of the sequence sees.
+    /// Products are of bf16 or f16, with f32 sums. Weights are rounded to the same type before they multiply V, and divided
+    /// by the sum of the rounded weights, so a result is never larger than the largest V. Scores beyond 10⁸ lose the
+    /// precision of f32 that weights need. Keys that a row does not see have no influence on its bits, as long as V is
+    /// finite at keys that another row of the sequence sees.
     ///
     /// # Errors
     ///
@@ -304,18 +321,20 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!(out, [bf16::from_f32(0.5); 64]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn joint_attention(
+    pub fn joint_attention<T: HalfFloat>(
         &self,
         stream: &R::Stream,
-        args: &JointAttention<'_, R>,
+        args: &JointAttention<'_, R, T>,
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let limits = self.runtime.limits();
         let pass_rows = args.pass.rows_with(args.masks);
         let Division { tile, item_splits } =
             Division::new(args.pass, args.masks, args.shape, args.split, limits);
-        let mut operands =
-            Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.runtime.queue(stream));
+        let mut operands = Operands::new(
+            tile.map_or("joint_attention", |tile| T::name(tile.kernel)),
+            self.runtime.queue(stream),
+        );
         operands.qkv_cols(args.shape)?;
         let Some(tile) = tile else {
             return Err(operands.unsupported("batch", args.pass.batch(), "what fits shared memory"));
@@ -398,13 +417,13 @@ impl<R: Runtime> Kernels<R> {
         let grid = Grid { ctas, threads: 32 * FLEXDRAFT_MERGE_WARPS, shared_bytes: 0 };
         let few = all_states.div_ceil(SPAN) <= FEW_GROUPS;
         let merge = match (head_dim, few) {
-            (64, true) => "attention_merge_d64_l5",
-            (64, false) => "attention_merge_d64_l12",
-            (_, true) => "attention_merge_d128_l5",
-            (_, false) => "attention_merge_d128_l12",
+            (64, true) => names!("attention_merge_d64_l5"),
+            (64, false) => names!("attention_merge_d64_l12"),
+            (_, true) => names!("attention_merge_d128_l5"),
+            (_, false) => names!("attention_merge_d128_l12"),
         };
         // SAFETY: both kernels have the same parameters.
-        unsafe { operands.of(merge).launch(&self.runtime, stream, grid, &params) }
+        unsafe { operands.of(T::name(merge)).launch(&self.runtime, stream, grid, &params) }
     }
 }
 
@@ -427,7 +446,7 @@ mod tests {
             let rows = tile.rows * FLEXDRAFT_ROW_BYTES as usize + FLEXDRAFT_ITEM_BYTES as usize;
             let stages = ((tile.shared - rows) / (2 * tile.head_dim) - tile.rows) / (2 * TILE_KEYS);
             let name = format!("joint_attention_d{}_r{}_s{stages}", tile.head_dim, tile.rows);
-            assert_eq!(tile.kernel, name);
+            assert_eq!((tile.kernel.bf16, tile.kernel.f16), (&*name, &*format!("{name}_f16")));
             let exact = 2 * tile.head_dim * (tile.rows + stages * 2 * TILE_KEYS) + rows;
             assert_eq!(tile.shared, exact, "{name}");
         }
@@ -449,14 +468,14 @@ mod tests {
         ];
         for (kib, head_dim, tiles) in expected {
             for (packed, tile) in packed.into_iter().zip(tiles) {
-                let found = Tile::choose(head_dim, packed, 64, gpu(kib)).map(|tile| tile.kernel);
+                let found = Tile::choose(head_dim, packed, 64, gpu(kib)).map(|tile| tile.kernel.bf16);
                 let name = format!("joint_attention_d{head_dim}_{tile}");
                 assert_eq!(found, Some(name.as_str()), "{kib} KiB, {packed} rows");
             }
         }
         // The plan of a batch takes shared memory as well: with 437 sequences, the variant with 128 rows does not fit
         // into 99 KiB.
-        let of_batch = |batch| Tile::choose(128, 1088, batch, gpu(99)).map(|tile| tile.kernel);
+        let of_batch = |batch| Tile::choose(128, 1088, batch, gpu(99)).map(|tile| tile.kernel.bf16);
         assert_eq!(of_batch(436), Some("joint_attention_d128_r128_s2"));
         assert_eq!(of_batch(437), Some("joint_attention_d128_r64_s2"));
         assert_eq!(Tile::choose(128, 1088, 1 << 20, gpu(227)), None);

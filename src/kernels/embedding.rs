@@ -1,24 +1,24 @@
 //! The kernels that copy rows by index: embeddings of token ids, and rows gathered from other rows.
 //!
-//! Both kernels copy bf16 rows that are aligned to 16 bytes and have a multiple of 8 elements. They read and write every
+//! Both kernels copy rows of bf16 or f16 ([`HalfFloat`]) that are aligned to 16 bytes and have a multiple of 8 elements. They read and write every
 //! row once, so their lower bound on time is the bytes of the rows divided by the memory's bandwidth.
 
 use half::bf16;
 
 use super::operands::Operands;
 use super::params::embedding::{FlexdraftEmbedParams, FlexdraftGatherParams};
-use super::{KernelError, Kernels};
+use super::{HalfFloat, KernelError, Kernels};
 use crate::runtime::{Runtime, View, ViewMut};
 
 /// Operands of [`Kernels::embed`].
 #[derive(Debug)]
-pub struct Embed<'a> {
+pub struct Embed<'a, T: HalfFloat = bf16> {
     /// Token ids `[rows]`. An id outside 0..`vocab` gives a row of zeros and sets value 2 in the error word.
     pub ids: View<'a, i32>,
     /// The embedding table `[vocab, cols]`.
-    pub table: View<'a, bf16>,
+    pub table: View<'a, T>,
     /// The embedding of each id, `[rows, cols]`.
-    pub out: ViewMut<'a, bf16>,
+    pub out: ViewMut<'a, T>,
     /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,
     /// Elements per row of the table.
@@ -27,14 +27,14 @@ pub struct Embed<'a> {
 
 /// Operands of [`Kernels::gather`].
 #[derive(Debug)]
-pub struct Gather<'a> {
+pub struct Gather<'a, T: HalfFloat = bf16> {
     /// Row indices into `x`, `[rows]`. −1 gives a row of zeros. Any other index outside `x` also gives zeros, and
     /// sets value 16 in the error word.
     pub indices: View<'a, i32>,
     /// The rows to gather from, `[x rows, cols]`.
-    pub x: View<'a, bf16>,
+    pub x: View<'a, T>,
     /// The gathered rows, `[rows, cols]`.
-    pub out: ViewMut<'a, bf16>,
+    pub out: ViewMut<'a, T>,
     /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,
     /// Elements per row of `x`.
@@ -71,7 +71,7 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!((&out[8..], error), (&[bf16::ZERO; 8][..], [2]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn embed(&self, stream: &R::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
+    pub fn embed<T: HalfFloat>(&self, stream: &R::Stream, args: &Embed<'_, T>) -> Result<(), KernelError> {
         let mut operands = Operands::new("embed", self.runtime.queue(stream));
         let (rows, row) = (args.ids.len(), operands.cols(args.cols)?);
         let vocab = args.table.len() / args.cols;
@@ -119,7 +119,7 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!((&out[..8], &out[8..]), (&x[8..16], &[bf16::ZERO; 8][..]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn gather(&self, stream: &R::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
+    pub fn gather<T: HalfFloat>(&self, stream: &R::Stream, args: &Gather<'_, T>) -> Result<(), KernelError> {
         let mut operands = Operands::new("gather", self.runtime.queue(stream));
         let (rows, row) = (args.indices.len(), operands.cols(args.cols)?);
         let x_rows = args.x.len() / args.cols;

@@ -2,11 +2,11 @@
 
 use half::bf16;
 
-use super::KernelError;
 use super::limits;
 use super::operands::Operands;
 use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
+use super::{HalfFloat, KernelError};
 use crate::runtime::{View, ViewMut};
 
 /// Strides of a paged K or V tensor, in elements. The elements of a head are adjacent.
@@ -46,11 +46,11 @@ impl KvStrides {
 
 /// One layer of a paged KV cache that a kernel reads.
 #[derive(Debug)]
-pub struct PagedKv<'a> {
+pub struct PagedKv<'a, T: HalfFloat = bf16> {
     /// The keys of the layer.
-    pub k: View<'a, bf16>,
+    pub k: View<'a, T>,
     /// The values of the layer.
-    pub v: View<'a, bf16>,
+    pub v: View<'a, T>,
     /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
     /// Strides of `v`, in elements.
@@ -59,11 +59,11 @@ pub struct PagedKv<'a> {
 
 /// One layer of a paged KV cache that a kernel appends to.
 #[derive(Debug)]
-pub struct PagedKvMut<'a> {
+pub struct PagedKvMut<'a, T: HalfFloat = bf16> {
     /// The keys of the layer.
-    pub k: ViewMut<'a, bf16>,
+    pub k: ViewMut<'a, T>,
     /// The values of the layer.
-    pub v: ViewMut<'a, bf16>,
+    pub v: ViewMut<'a, T>,
     /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
     /// Strides of `v`, in elements.
@@ -126,7 +126,7 @@ impl KvShape {
     }
 }
 
-impl PagedKv<'_> {
+impl<T: HalfFloat> PagedKv<'_, T> {
     pub(super) fn params(
         &self,
         operands: &mut Operands,
@@ -142,7 +142,7 @@ impl PagedKv<'_> {
     }
 }
 
-impl PagedKvMut<'_> {
+impl<T: HalfFloat> PagedKvMut<'_, T> {
     pub(super) fn params(
         &self,
         operands: &mut Operands,

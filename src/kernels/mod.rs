@@ -30,6 +30,7 @@ pub mod chain;
 pub mod embedding;
 mod error;
 mod faults;
+mod half_float;
 mod kv;
 mod limits;
 mod load;
@@ -45,6 +46,7 @@ pub mod selection;
 
 pub use error::KernelError;
 pub use faults::{Fault, Faults};
+pub use half_float::HalfFloat;
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use limits::{ExceededLimit, ModelShape, supports};
 pub use pass::{Paging, PassTables};

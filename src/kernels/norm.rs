@@ -1,52 +1,53 @@
 //! The kernels of RMSNorm and of the addition to the residual stream.
 //!
-//! Rows are bf16, aligned to 16 bytes, with a multiple of 8 elements; the norm's weight is f32. Both kernels read and
+//! Rows are bf16 or f16 ([`HalfFloat`]), aligned to 16 bytes, with a multiple of 8 elements; the norm's weight is f32. Both kernels read and
 //! write every row once, so their lower bound on time is the bytes of the rows divided by the memory's bandwidth. A row's
 //! result does not depend on other rows.
 
 use half::bf16;
 
+use super::half_float::names;
 use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::norm::{FlexdraftAddParams, FlexdraftRmsNormParams};
 use super::params::shapes::{FLEXDRAFT_NORM_SHARED, FLEXDRAFT_NORM_THREADS, FLEXDRAFT_ROW_THREADS};
-use super::{KernelError, Kernels};
+use super::{HalfFloat, KernelError, Kernels};
 use crate::runtime::{Runtime, View, ViewMut};
 
 /// The residual stream `[rows, cols]`, with or without an addition before the norm.
 #[derive(Debug)]
-pub enum Residual<'a> {
+pub enum Residual<'a, T: HalfFloat = bf16> {
     /// The residual stream, which does not change.
-    Is(View<'a, bf16>),
+    Is(View<'a, T>),
     /// The residual stream before an addition, with the values to add.
     Add {
         /// The residual stream, which is replaced by the sum.
-        x: ViewMut<'a, bf16>,
+        x: ViewMut<'a, T>,
         /// The output of the last block of the model, which is added, `[rows, cols]`.
-        delta: View<'a, bf16>,
+        delta: View<'a, T>,
     },
 }
 
 /// Operands of [`Kernels::rms_norm`].
 #[derive(Debug)]
-pub struct RmsNorm<'a> {
+pub struct RmsNorm<'a, T: HalfFloat = bf16> {
     /// The rows to which the norm is applied.
-    pub x: Residual<'a>,
+    pub x: Residual<'a, T>,
     /// The norm's weight `[cols]`, aligned to 16 bytes.
     pub weight: View<'a, f32>,
     /// The rows after the norm, `[rows, cols]`.
-    pub out: ViewMut<'a, bf16>,
+    pub out: ViewMut<'a, T>,
     /// Epsilon, which is added to the mean of squares.
     pub eps: f32,
 }
 
 /// Operands of [`Kernels::add`].
 #[derive(Debug)]
-pub struct Add<'a> {
+pub struct Add<'a, T: HalfFloat = bf16> {
     /// The vector `[elements]` to add to, with a multiple of 8 elements.
-    pub x: ViewMut<'a, bf16>,
+    pub x: ViewMut<'a, T>,
     /// The vector to add, with the same number of elements.
-    pub delta: View<'a, bf16>,
+    pub delta: View<'a, T>,
 }
 
 impl<R: Runtime> Kernels<R> {
@@ -78,13 +79,17 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!(out, [bf16::from_f32(0.5); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn rms_norm(&self, stream: &R::Stream, args: &RmsNorm<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("rms_norm", self.runtime.queue(stream));
+    pub fn rms_norm<T: HalfFloat>(
+        &self,
+        stream: &R::Stream,
+        args: &RmsNorm<'_, T>,
+    ) -> Result<(), KernelError> {
+        let mut operands = Operands::new(T::name(names!("rms_norm")), self.runtime.queue(stream));
         let width = args.weight.len();
         let row = operands.cols(width)?;
         let rows = args.out.len() / width;
         let elements = operands.product("x", &[rows, width])?;
-        let (x, delta): (*mut bf16, *const bf16) = match &args.x {
+        let (x, delta): (*mut T, *const T) = match &args.x {
             Residual::Is(x) => (operands.read("x", x, elements, 16)?.cast_mut(), std::ptr::null()),
             Residual::Add { x, delta } => {
                 (operands.write("x", x, elements, 16)?, operands.read("delta", delta, elements, 16)?)
@@ -125,8 +130,8 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!(x, [bf16::from_f32(1.5); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn add(&self, stream: &R::Stream, args: &Add<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("add", self.runtime.queue(stream));
+    pub fn add<T: HalfFloat>(&self, stream: &R::Stream, args: &Add<'_, T>) -> Result<(), KernelError> {
+        let mut operands = Operands::new(T::name(names!("add")), self.runtime.queue(stream));
         let elements = args.delta.len();
         operands.within(limits::elements(elements))?;
         let chunks = operands.i32("elements", elements / 8)?;

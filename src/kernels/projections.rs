@@ -2,26 +2,26 @@
 
 use half::bf16;
 
-use super::KernelError;
 use super::limits;
 use super::operands::Operands;
+use super::{HalfFloat, KernelError};
 use crate::layout::AttentionShape;
 use crate::runtime::{View, ViewMut};
 
 /// Rows of heads that a kernel reads: row r begins at element r · `stride`, and its heads are adjacent.
 #[derive(Debug)]
-pub struct HeadRows<'a> {
+pub struct HeadRows<'a, T: HalfFloat = bf16> {
     /// The memory of the rows, from the first element of row 0 to at least the last element of the last row.
-    pub view: View<'a, bf16>,
+    pub view: View<'a, T>,
     /// Distance from a row to the next, in elements: a multiple of 8, and at least a row's elements.
     pub stride: usize,
 }
 
 /// Rows of heads that a kernel changes in place, as [`HeadRows`].
 #[derive(Debug)]
-pub struct HeadRowsMut<'a> {
+pub struct HeadRowsMut<'a, T: HalfFloat = bf16> {
     /// The memory of the rows, from the first element of row 0 to at least the last element of the last row.
-    pub view: ViewMut<'a, bf16>,
+    pub view: ViewMut<'a, T>,
     /// Distance from a row to the next, in elements: a multiple of 8, and at least a row's elements.
     pub stride: usize,
 }
@@ -29,55 +29,55 @@ pub struct HeadRowsMut<'a> {
 /// The heads that joint attention reads: q of all rows, and k and v of mask rows. It reads k and v of candidates in the
 /// cache.
 #[derive(Debug)]
-pub enum Projections<'a> {
+pub enum Projections<'a, T: HalfFloat = bf16> {
     /// One tensor with q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`. Rows after the rows of
     /// the pass are padding.
-    Fused(View<'a, bf16>),
+    Fused(View<'a, T>),
     /// Tensors of their own.
     Separate {
         /// The q heads of the candidate rows, `[candidates, q_heads · head_dim]`.
-        q: HeadRows<'a>,
+        q: HeadRows<'a, T>,
         /// The heads of the mask rows; `None` if there are none.
-        masks: Option<MaskProjections<'a>>,
+        masks: Option<MaskProjections<'a, T>>,
     },
 }
 
 /// The heads of the mask rows of a pass, in three tensors whose row 0 is the first mask row.
 #[derive(Debug)]
-pub struct MaskProjections<'a> {
+pub struct MaskProjections<'a, T: HalfFloat = bf16> {
     /// q heads, `[mask rows, q_heads · head_dim]`.
-    pub q: HeadRows<'a>,
+    pub q: HeadRows<'a, T>,
     /// k heads, `[mask rows, kv_heads · head_dim]`.
-    pub k: HeadRows<'a>,
+    pub k: HeadRows<'a, T>,
     /// v heads, `[mask rows, kv_heads · head_dim]`.
-    pub v: HeadRows<'a>,
+    pub v: HeadRows<'a, T>,
 }
 
 /// The heads that the rotation changes and appends to the cache.
 #[derive(Debug)]
-pub enum ProjectionsMut<'a> {
+pub enum ProjectionsMut<'a, T: HalfFloat = bf16> {
     /// One tensor with q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
-    Fused(ViewMut<'a, bf16>),
+    Fused(ViewMut<'a, T>),
     /// Tensors of their own, of the rows that the launch processes alone: row 0 is the first candidate row or the first
     /// mask row.
     Separate {
         /// q heads, `[rows, q_heads · head_dim]`, which change in place.
-        q: HeadRowsMut<'a>,
+        q: HeadRowsMut<'a, T>,
         /// k heads, `[rows, kv_heads · head_dim]`; the k heads of mask rows change in place.
-        k: HeadRowsMut<'a>,
+        k: HeadRowsMut<'a, T>,
         /// v heads, `[rows, kv_heads · head_dim]`.
-        v: HeadRows<'a>,
+        v: HeadRows<'a, T>,
     },
 }
 
-impl<'a> From<View<'a, bf16>> for Projections<'a> {
-    fn from(fused: View<'a, bf16>) -> Self {
+impl<'a, T: HalfFloat> From<View<'a, T>> for Projections<'a, T> {
+    fn from(fused: View<'a, T>) -> Self {
         Projections::Fused(fused)
     }
 }
 
-impl<'a> From<ViewMut<'a, bf16>> for ProjectionsMut<'a> {
-    fn from(fused: ViewMut<'a, bf16>) -> Self {
+impl<'a, T: HalfFloat> From<ViewMut<'a, T>> for ProjectionsMut<'a, T> {
+    fn from(fused: ViewMut<'a, T>) -> Self {
         ProjectionsMut::Fused(fused)
     }
 }
@@ -126,10 +126,10 @@ impl Checked<'_> {
         self.operands.product(name, &[before, stride])?.checked_add(row).ok_or(overflow)
     }
 
-    fn read(
+    fn read<T: HalfFloat>(
         &mut self,
         name: &'static str,
-        HeadRows { view, stride }: &HeadRows<'_>,
+        HeadRows { view, stride }: &HeadRows<'_, T>,
         rows: usize,
         heads: usize,
     ) -> Result<RowsAt, KernelError> {
@@ -138,10 +138,10 @@ impl Checked<'_> {
         Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
     }
 
-    fn read_between_writes(
+    fn read_between_writes<T: HalfFloat>(
         &mut self,
         name: &'static str,
-        HeadRows { view, stride }: &HeadRows<'_>,
+        HeadRows { view, stride }: &HeadRows<'_, T>,
         rows: usize,
         heads: usize,
     ) -> Result<RowsAt, KernelError> {
@@ -150,10 +150,10 @@ impl Checked<'_> {
         Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
     }
 
-    fn write(
+    fn write<T: HalfFloat>(
         &mut self,
         name: &'static str,
-        HeadRowsMut { view, stride }: &HeadRowsMut<'_>,
+        HeadRowsMut { view, stride }: &HeadRowsMut<'_, T>,
         rows: usize,
         heads: usize,
     ) -> Result<RowsAt, KernelError> {
@@ -172,7 +172,7 @@ pub(super) struct AttentionHeads {
     pub rows: usize,
 }
 
-impl Projections<'_> {
+impl<T: HalfFloat> Projections<'_, T> {
     /// Returns the parameters for a pass with these numbers of candidate rows and mask rows. `out_rows` is the number of rows of
     /// the output, which says how many rows there are if q has a tensor of its own.
     pub(super) fn params(
@@ -222,7 +222,7 @@ impl Projections<'_> {
     }
 }
 
-impl ProjectionsMut<'_> {
+impl<T: HalfFloat> ProjectionsMut<'_, T> {
     /// Returns q, k and v as parameters of a launch for the rows `first` to `end` of a pass, which has `pass_rows` rows,
     /// and the number of rows of the operands. `table_rows` is the number of rows of the table of rotations, which says
     /// how many rows there are if q, k and v have tensors of their own.

@@ -1,7 +1,10 @@
 //! The kernels of the rotary embedding of q and k, with their norms and the append to the KV cache.
 //!
-//! Frequencies, rotations and norm weights are f32, and rows are bf16. A row's result does not depend on other rows.
+//! Frequencies, rotations and norm weights are f32; rows and the cache are bf16 or f16 ([`HalfFloat`]). A row's result does not depend on other rows.
 
+use half::bf16;
+
+use super::half_float::names;
 use super::kv::{KvShape, PagedKvMut};
 use super::limits;
 use super::operands::{Grid, Operands};
@@ -9,7 +12,7 @@ use super::params::rope::{FlexdraftNormRopeAppendParams, FlexdraftRopeTableParam
 use super::params::shapes::{FLEXDRAFT_ROPE_THREADS, FLEXDRAFT_ROW_THREADS};
 use super::pass::PassTables;
 use super::projections::ProjectionsMut;
-use super::{KernelError, Kernels};
+use super::{HalfFloat, KernelError, Kernels};
 use crate::layout::{AttentionShape, RowKind};
 use crate::runtime::{Runtime, View, ViewMut};
 
@@ -28,13 +31,13 @@ pub struct RopeTable<'a, R: Runtime> {
 
 /// Operands of [`Kernels::norm_rope_append`].
 #[derive(Debug)]
-pub struct NormRopeAppend<'a, R: Runtime> {
+pub struct NormRopeAppend<'a, R: Runtime, T: HalfFloat = bf16> {
     /// The tables of the pass.
     pub pass: &'a PassTables<R>,
     /// The kind of rows that the kernel processes: candidate rows or mask rows.
     pub kind: RowKind,
     /// q, k and v heads, of every row of the pass or of the rows of this kind.
-    pub qkv: ProjectionsMut<'a>,
+    pub qkv: ProjectionsMut<'a, T>,
     /// Cosines and sines from [`Kernels::rope_table`].
     pub cos_sin: View<'a, f32>,
     /// RMSNorm weights for a q head and for a k head, `[head_dim]` each; `None` to skip the norms.
@@ -42,7 +45,7 @@ pub struct NormRopeAppend<'a, R: Runtime> {
     /// Epsilon, which the norms add to the mean of squares.
     pub eps: f32,
     /// The KV cache of the layer.
-    pub cache: PagedKvMut<'a>,
+    pub cache: PagedKvMut<'a, T>,
     /// Numbers of heads, and head_dim, which is 64 or 128.
     pub shape: AttentionShape,
     /// The device error word `[1]`, optional. If a page id is not in the cache, bit 1 is set, and the row's k
@@ -108,7 +111,8 @@ impl<R: Runtime> Kernels<R> {
 
     /// Applies norms (if there are weights) and the rotation to the q and k heads of the pass's candidate rows or mask
     /// rows, and appends the candidates' k and v to the cache. q, and the k of mask rows, change in place. The k and v
-    /// of candidate rows go into the cache, at their positions, and do not change where they are.
+    /// of candidate rows go into the cache, at their positions, and do not change where they are. In f16, a result from
+    /// 65520 on becomes infinity.
     ///
     /// # Errors
     ///
@@ -157,17 +161,17 @@ impl<R: Runtime> Kernels<R> {
     /// assert_eq!(v[..5 * 64], [bf16::ZERO; 5 * 64]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn norm_rope_append(
+    pub fn norm_rope_append<T: HalfFloat>(
         &self,
         stream: &R::Stream,
-        args: &NormRopeAppend<'_, R>,
+        args: &NormRopeAppend<'_, R, T>,
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let kernel = match head_dim {
-            64 => "norm_rope_append_d64",
-            _ => "norm_rope_append_d128",
+            64 => names!("norm_rope_append_d64"),
+            _ => names!("norm_rope_append_d128"),
         };
-        let mut operands = Operands::new(kernel, self.runtime.queue(stream));
+        let mut operands = Operands::new(T::name(kernel), self.runtime.queue(stream));
         let columns = operands.qkv_cols(args.shape)?;
         operands.i32("qkv columns", columns)?;
         let (first_row, end_row) = match args.kind {

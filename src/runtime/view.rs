@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits};
-use half::bf16;
+use half::{bf16, f16};
 
 /// A type that device memory can hold: plain data, valid for every bit pattern.
 pub trait Element: bytemuck::Pod + std::fmt::Debug + Send + Sync + DeviceRepr + ValidAsZeroBits {}
@@ -16,6 +16,7 @@ impl Element for i64 {}
 impl Element for u64 {}
 impl Element for f32 {}
 impl Element for bf16 {}
+impl Element for f16 {}
 
 /// Identity of a queue that orders accesses to memory: one launch may use two views if their ids are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

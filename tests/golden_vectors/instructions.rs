@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 
 use flexdraft::runtime::{Access, Launch, Region, Runtime, RuntimeError};
-use half::bf16;
+use half::{bf16, f16};
 
 /// Parameters of the kernels that execute single instructions (`FlexdraftGoldenParams`).
 #[repr(C)]
@@ -82,8 +82,8 @@ pub fn all() -> Vec<Instruction> {
             threads: 32,
             words_in: 320,
             words_out: 128,
-            input: products(&mut random, 1),
-            agree: products_agree,
+            input: products(&mut random, 1, bf16_bits),
+            agree: products_agree::<bf16>,
         },
         Instruction {
             kernel: "golden_exp2_approx",
@@ -109,9 +109,18 @@ pub fn all() -> Vec<Instruction> {
             threads: 128,
             words_in: 4 * 320,
             words_out: 128 * 12,
-            input: products(&mut random, 4),
+            input: products(&mut random, 4, bf16_bits),
             agree: warpgroup_products_agree,
         },
+        Instruction {
+            kernel: "golden_mma_m16n8k16_f16",
+            threads: 32,
+            words_in: 320,
+            words_out: 128,
+            input: products(&mut random, 1, f16_bits),
+            agree: products_agree::<f16>,
+        },
+        moved("golden_cvt_f16", 64, 128, numbers_near_f16(&mut random)),
     ]
 }
 
@@ -127,9 +136,34 @@ fn copies(random: &mut Random) -> Vec<u32> {
     (0..4).flat_map(|case| random.words(128).into_iter().chain(bytes(case)).collect::<Vec<u32>>()).collect()
 }
 
-/// Returns sums and factors of products, `warps` warps per case: small integers (exact in any order), numbers of one
+/// The types of the factors of a product.
+trait Factor: Copy {
+    fn value(bits: u16) -> f32;
+}
+
+impl Factor for bf16 {
+    fn value(bits: u16) -> f32 {
+        bf16::from_bits(bits).to_f32()
+    }
+}
+
+impl Factor for f16 {
+    fn value(bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32()
+    }
+}
+
+fn bf16_bits(x: f32) -> u16 {
+    bf16::from_f32(x).to_bits()
+}
+
+fn f16_bits(x: f32) -> u16 {
+    f16::from_f32(x).to_bits()
+}
+
+/// Returns sums and factors of products, the factors rounded by `bits`, `warps` warps per case: small integers (exact in any order), numbers of one
 /// magnitude, of many magnitudes, numbers that cancel in the sum, and NaN, infinities and subnormals.
-fn products(random: &mut Random, warps: usize) -> Vec<u32> {
+fn products(random: &mut Random, warps: usize, bits: fn(f32) -> u16) -> Vec<u32> {
     const SPECIAL: [f32; 8] = [0.0, -0.0, 1.0, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40];
     let mut words = Vec::new();
     for case in 0..20 {
@@ -146,9 +180,7 @@ fn products(random: &mut Random, warps: usize) -> Vec<u32> {
         };
         for _ in 0..32 * warps {
             words.extend((0..4).map(|_| number(true).to_bits()));
-            let pair = |low: f32, high: f32| {
-                u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
-            };
+            let pair = |low: f32, high: f32| u32::from(bits(low)) | u32::from(bits(high)) << 16;
             words.extend((0..6).map(|_| pair(number(false), number(false))));
         }
     }
@@ -192,6 +224,19 @@ fn numbers(random: &mut Random) -> Vec<u32> {
     }
     let more = 8 * 64 - words.len();
     words.extend(random.words(more));
+    words
+}
+
+/// Returns f32 numbers to round to f16: the numbers of [`numbers`], numbers at the ends of f16's range and of its normal
+/// numbers, ties, and random numbers within the range.
+fn numbers_near_f16(random: &mut Random) -> Vec<u32> {
+    let mut words = numbers(random);
+    let edges =
+        [65504.0f32, 65520.0, 65536.0, 1.0, 2048.0, 2049.0, 6.103_515_6e-5, 5.960_464_5e-8, 2.980_232_2e-8];
+    words.extend(edges.iter().flat_map(|x| [x.to_bits() - 1, x.to_bits(), x.to_bits() + 1, (-x).to_bits()]));
+    while !words.len().is_multiple_of(64) || words.len() < 16 * 64 {
+        words.push((random.unit() * (random.below(44) as f32 - 27.0).exp2()).to_bits());
+    }
     words
 }
 
@@ -249,8 +294,8 @@ fn equal(_: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
 }
 
 /// Returns the sums of the products' magnitudes, `[16, 8]`, with the layout of m16n8k16 in the PTX ISA.
-fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
-    let half = |word: u32, high: usize| f64::from(bf16::from_bits((word >> (16 * high)) as u16).to_f32());
+fn magnitudes<T: Factor>(input: &[u32]) -> [[f64; 8]; 16] {
+    let half = |word: u32, high: usize| f64::from(T::value((word >> (16 * high)) as u16));
     let (mut a, mut b, mut sums) = ([[0.0; 16]; 16], [[0.0; 8]; 16], [[0.0; 8]; 16]);
     for (lane, words) in input.chunks(10).enumerate() {
         let (group, pair) = (lane / 4, 2 * (lane % 4));
@@ -274,19 +319,18 @@ fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
     sums
 }
 
-/// Requires sums of products to agree within the rounding errors of both sides. bf16 products are exact on both sides;
+/// Requires sums of products to agree within the rounding errors of both sides. Products of the factors are exact on both sides;
 /// the order of the 17 addends and their rounding differ. The model adds with k ascending and rounds each sum to
 /// nearest: an error of at most 16 · 2⁻²⁴ of the addends' magnitudes M. Matrix units align a block of addends to the
 /// largest and cut off everything below 24 bits of it, so each of the 17 addends and of the sums loses at most 2⁻²³ M.
 /// Hence the tolerance 2⁻¹⁸ M (which is 32 · 2⁻²³ M), and no error if all sums are exact: integers below 2²⁴. NaN must
 /// match NaN, and infinity the same infinity.
-fn products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
-    let magnitudes = magnitudes(input);
+fn products_agree<T: Factor>(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    let magnitudes = magnitudes::<T>(input);
     let exact = input.chunks(10).all(|words| {
         let halves = words[4..].iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
         let sums = words[..4].iter().map(|word| f32::from_bits(*word));
-        sums.chain(halves.map(|bits| bf16::from_bits(bits).to_f32()))
-            .all(|x| x.fract() == 0.0 && x.abs() <= 256.0)
+        sums.chain(halves.map(T::value)).all(|x| x.fract() == 0.0 && x.abs() <= 256.0)
     });
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let (lane, register) = (i / 4, i % 4);
@@ -323,7 +367,8 @@ fn warpgroup_products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> R
         };
         let [by_mma, expected_by_mma] = [found, expected].map(|output| part(output, 0));
         let agree = |which: &str, found: &[u32], expected: &[u32]| {
-            products_agree(&own, found, expected).map_err(|error| format!("{which}, warp {warp}, {error}"))
+            products_agree::<bf16>(&own, found, expected)
+                .map_err(|error| format!("{which}, warp {warp}, {error}"))
         };
         agree("mma.sync", &by_mma, &expected_by_mma)?;
         for (index, name) in [(1, "wgmma from shared memory"), (2, "wgmma from registers")] {

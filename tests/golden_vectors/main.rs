@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use flexdraft::runtime::simt::{Checking, Copies};
 use flexdraft::runtime::{Simt, SimtOptions};
 use gpu::gpu;
+use half::f16;
 use recording::Recording;
 
 /// Returns the emulator without checks, and the emulator with checks, late copies and another order of threads.
@@ -201,6 +202,40 @@ fn the_model_of_conversion_rounds_as_half_does() {
     }
 }
 
+/// Rounding to f16 agrees with another implementation, and so does the way back: for every number of f16, and for the
+/// ties between neighbours and the numbers beside the ties. NaN becomes the single canonical NaN.
+#[test]
+fn the_models_of_conversion_to_and_from_f16_agree_with_half() {
+    let [simt, _] = hosts();
+    let mut conversion =
+        instructions::all().into_iter().find(|instruction| instruction.kernel == "golden_cvt_f16").unwrap();
+    for bits in 0..0x7c00u32 {
+        let [own, next] = [bits, bits + 1].map(|bits| f16::from_bits(bits as u16).to_f32());
+        // The tie between the largest number and infinity is where the next number would be.
+        let next = if next.is_infinite() { 65536.0 } else { next };
+        let tie = ((own + next) / 2.0).to_bits();
+        let sign = (bits % 2) << 31;
+        conversion.input.extend([own.to_bits(), tie - 1, tie, tie + 1].map(|word| word | sign));
+    }
+    let found = conversion.run(&simt, &simt.stream()).unwrap();
+    let rounded = |word: u32| match f32::from_bits(word) {
+        x if x.is_nan() => f16::from_bits(0x7fff),
+        x => f16::from_f32(x),
+    };
+    for (pair, found) in conversion.input.chunks(2).zip(found.chunks(4)) {
+        let [low, high] = [rounded(pair[0]), rounded(pair[1])];
+        let packed = u32::from(high.to_bits()) << 16 | u32::from(low.to_bits());
+        assert_eq!(found[..2], [u32::from(low.to_bits()), packed], "{pair:#x?}");
+        for (found, half) in found[2..].iter().zip([low, high]) {
+            let (found, expected) = (f32::from_bits(*found), half.to_f32());
+            assert!(
+                found.to_bits() == expected.to_bits() || half.is_nan() && found.is_nan(),
+                "{half}: {found}"
+            );
+        }
+    }
+}
+
 /// The inputs of the instructions exercise the tolerances: they give rounded results, exact results, NaN and infinity.
 /// One unit in the last place is within the tolerance of rounded results.
 #[test]
@@ -209,7 +244,7 @@ fn the_cases_are_of_every_kind() {
     for instruction in instructions::all() {
         // The cases whose results are exact: every fifth case of products, and the first case of powers.
         let is_exact = |case: usize| match instruction.kernel {
-            "golden_mma_m16n8k16" | instructions::WGMMA => case.is_multiple_of(5),
+            "golden_mma_m16n8k16" | "golden_mma_m16n8k16_f16" | instructions::WGMMA => case.is_multiple_of(5),
             "golden_exp2_approx" => case == 0,
             _ => true,
         };

@@ -2,12 +2,12 @@
 //! changed.
 
 use flexdraft::kernels::embedding::{Embed, Gather};
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
+use crate::halves::{Half, Kind, NAN, halves};
 use crate::processors::Bench;
-use crate::rows::{POISON, RELEASED_WIDTHS, on_every_processor, on_every_runtime};
-use crate::support::noise::halves;
+use crate::rows::{RELEASED_WIDTHS, on_every_processor, on_every_runtime};
 use crate::support::properties::properties;
 
 proptest! {
@@ -17,31 +17,39 @@ proptest! {
     fn embedding_and_gather(
         eighths in 1usize..40,
         ids in prop::collection::vec(-2i32..9, 0..6),
+        kind in prop::sample::select(Kind::BOTH.to_vec()),
         seed in any::<u64>(),
     ) {
-        on_every_processor(seed, |bench| check(bench, 8 * eighths, &ids, seed))?;
+        on_every_processor(seed, |bench| check(bench, kind, 8 * eighths, &ids, seed))?;
     }
 }
 
 #[test]
 fn widths_of_released_models() {
     for [hidden, _] in RELEASED_WIDTHS {
-        on_every_processor(1, |bench| check(bench, hidden, &[3, 0, 6, 6, 1], 1)).unwrap();
+        on_every_processor(1, |bench| check(bench, Kind::Bf16, hidden, &[3, 0, 6, 6, 1], 1)).unwrap();
     }
 }
 
 #[test]
 fn is_the_same_on_every_runtime() {
-    on_every_runtime(|bench| check(bench, 328, &[3, 0, 6, -1, 6, 1], 1));
+    on_every_runtime(|bench| check(bench, Kind::F16, 328, &[3, 0, 6, -1, 6, 1], 1));
 }
 
-fn check(bench: &Bench, cols: usize, ids: &[i32], seed: u64) -> Result<(), TestCaseError> {
+fn check(bench: &Bench, kind: Kind, cols: usize, ids: &[i32], seed: u64) -> Result<(), TestCaseError> {
+    match kind {
+        Kind::Bf16 => check_with::<bf16>(bench, cols, ids, seed),
+        Kind::F16 => check_with::<f16>(bench, cols, ids, seed),
+    }
+}
+
+fn check_with<T: Half>(bench: &Bench, cols: usize, ids: &[i32], seed: u64) -> Result<(), TestCaseError> {
     let Bench { kernels, stream } = bench;
     let vocab = 7;
-    let contents = halves(seed, vocab * cols);
+    let contents: Vec<T> = halves(seed, vocab * cols);
     let (table, indices) = (bench.memory(&contents), bench.memory(ids));
     let mut error = bench.memory(&[0u32]);
-    let [mut out, mut gathered] = [(); 2].map(|()| bench.memory(&vec![POISON; ids.len() * cols]));
+    let [mut out, mut gathered] = [(); 2].map(|()| bench.memory(&vec![T::from_bits(NAN); ids.len() * cols]));
     let args = Embed {
         ids: bench.view(&indices),
         table: bench.view(&table),
@@ -65,7 +73,7 @@ fn check(bench: &Bench, cols: usize, ids: &[i32], seed: u64) -> Result<(), TestC
     drop(args);
     // Index −1 asks for a row of zeros and is no error.
     prop_assert_eq!(bench.host(&error), [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
-    let (out, zeros) = (bench.host(&out), vec![bf16::ZERO; cols]);
+    let (out, zeros) = (bench.host(&out), vec![T::rounded(0.0); cols]);
     for (row, &id) in out.chunks(cols).zip(ids) {
         let expected =
             usize::try_from(id).ok().and_then(|id| contents.chunks(cols).nth(id)).unwrap_or(&zeros);

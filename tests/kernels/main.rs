@@ -11,6 +11,7 @@ mod attention;
 mod captured_launches;
 mod chain;
 mod embedding;
+mod halves;
 mod norm;
 mod on_the_emulator;
 mod processors;

@@ -7,12 +7,12 @@ use std::ops::Range;
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{HeadRows, HeadRowsMut, KvStrides, PagedKvMut, Paging, PassTables, ProjectionsMut};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
+use crate::halves::{Half, Kind, NAN, halves};
 use crate::processors::{Bench, Operand};
-use crate::rows::{POISON, f64s, on_every_processor, on_every_runtime};
-use crate::support::noise::halves;
+use crate::rows::{on_every_processor, on_every_runtime};
 use crate::support::properties::properties;
 
 /// A random pass whose pages are in a shuffled order.
@@ -73,7 +73,7 @@ proptest! {
     #[test]
     fn norm_rope_append(
         pass in any_pass(),
-        head_dim in prop::sample::select(vec![64usize, 128]),
+        (head_dim, kind) in (prop::sample::select(vec![64usize, 128]), prop::sample::select(Kind::BOTH.to_vec())),
         (kv_heads, ratio) in (1usize..3, 1usize..4),
         normed in any::<bool>(),
         (head_major, separate) in any::<(bool, bool)>(),
@@ -81,36 +81,36 @@ proptest! {
     ) {
         let q_heads = kv_heads * ratio;
         let append =
-            AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major, separate, padding };
+            AppendCase { pass, kind, head_dim, kv_heads, q_heads, normed, head_major, separate, padding };
         on_every_processor(append.pass.seed, |bench| append.check(bench))?;
     }
 }
 
 /// Some columns of the fused rows in memory of their own, with poison between rows.
-struct Part {
+struct Part<T: Half> {
     columns: Range<usize>,
     stride: usize,
-    memory: Operand<bf16>,
+    memory: Operand<T>,
 }
 
-impl Part {
-    fn new(bench: &Bench, rows: &[bf16], width: usize, columns: Range<usize>) -> Self {
+impl<T: Half> Part<T> {
+    fn new(bench: &Bench, rows: &[T], width: usize, columns: Range<usize>) -> Self {
         // Strides of q, k and v differ.
         let stride = columns.len() + 8 * (1 + columns.start / 64 % 3);
         let mut elements = Vec::new();
         for (at, row) in rows.chunks(width).enumerate() {
             elements.extend(&row[columns.clone()]);
-            elements.resize((at + 1) * stride, POISON);
+            elements.resize((at + 1) * stride, T::from_bits(NAN));
         }
         Part { columns, stride, memory: bench.memory(&elements) }
     }
 
     /// Writes the rows to their columns of the fused rows, and checks that nothing between rows has changed.
-    fn write_back(&self, bench: &Bench, rows: &mut [bf16], width: usize) {
+    fn write_back(&self, bench: &Bench, rows: &mut [T], width: usize) {
         for (from, to) in bench.host(&self.memory).chunks(self.stride).zip(rows.chunks_mut(width)) {
             let (own, between) = from.split_at(self.columns.len());
             to[self.columns.clone()].copy_from_slice(own);
-            assert!(between.iter().all(|x| x.to_bits() == POISON.to_bits()));
+            assert!(between.iter().all(|x| x.bits() == NAN));
         }
     }
 }
@@ -119,6 +119,8 @@ impl Part {
 #[derive(Clone, Debug)]
 struct AppendCase {
     pass: AnyPass,
+    /// The type of the rows and of the cache.
+    kind: Kind,
     head_dim: usize,
     kv_heads: usize,
     q_heads: usize,
@@ -131,8 +133,17 @@ struct AppendCase {
 
 impl AppendCase {
     fn check(&self, bench: &Bench) -> Result<(), TestCaseError> {
-        let AppendCase { ref pass, head_dim, kv_heads, q_heads, normed, head_major, separate, padding } =
-            *self;
+        match self.kind {
+            Kind::Bf16 => self.check_with::<bf16>(bench),
+            Kind::F16 => self.check_with::<f16>(bench),
+        }
+    }
+
+    fn check_with<T: Half>(&self, bench: &Bench) -> Result<(), TestCaseError> {
+        let AppendCase {
+            ref pass, head_dim, kv_heads, q_heads, normed, head_major, separate, padding, ..
+        } = *self;
+        let f64s = |values: &[T]| values.iter().map(|x| x.f64()).collect::<Vec<f64>>();
         let Bench { kernels, stream } = bench;
         let (pages, page_count) = pass.pages();
         let paging = Paging { pages: page_count, page_size: pass.page_size };
@@ -181,14 +192,15 @@ impl AppendCase {
         }
 
         let width = (q_heads + 2 * kv_heads) * head_dim;
-        let before = halves(pass.seed, rows * width);
-        let weights =
-            [3, 4].map(|s| halves(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
+        let before: Vec<T> = halves(pass.seed, rows * width);
+        let weights = [3, 4].map(|s| {
+            halves::<bf16>(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>()
+        });
         let strides = match head_major {
             true => KvStrides::head_major(pass.page_size, kv_heads, head_dim),
             false => KvStrides::token_major(pass.page_size, kv_heads, head_dim),
         };
-        let untouched = vec![POISON; page_count * pass.page_size * kv_heads * head_dim];
+        let untouched = vec![T::from_bits(NAN); page_count * pass.page_size * kv_heads * head_dim];
         let [mut k, mut v] = [(); 2].map(|()| bench.memory(&untouched));
         let (mut error, mut qkv) = (bench.memory(&[0u32]), bench.memory(&before));
         let [q_norm, k_norm] = [&weights[0], &weights[1]].map(|weights| bench.memory(weights));
@@ -280,14 +292,15 @@ impl AppendCase {
                     let (cos, sin) = (cos_sin[r * head_dim + 2 * i], cos_sin[r * head_dim + 2 * i + 1]);
                     let (cos, sin) = (f64::from(cos), f64::from(sin));
                     let magnitude = low[i].abs() + high[i].abs();
-                    let near =
-                        |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
+                    let near = |found: T, exact: f64| {
+                        (found.f64() - exact).abs() < magnitude * T::ROUNDOFF * 1.02 + 1e-6
+                    };
                     prop_assert!(near(found[i], low[i] * cos - high[i] * sin));
                     prop_assert!(near(found[head_dim / 2 + i], high[i] * cos + low[i] * sin));
                 }
             }
         }
-        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<u16>>();
+        let bits = |values: &[T]| values.iter().map(|value| value.bits()).collect::<Vec<u16>>();
         prop_assert!(bits(&k) == bits(&expected_k) && bits(&v) == bits(&expected_v));
         Ok(())
     }
@@ -297,7 +310,9 @@ impl AppendCase {
 fn three_sequences(head_dim: usize, kv_heads: usize, q_heads: usize, page_size: usize) -> AppendCase {
     let sequences = vec![(300, 4, vec![0, 2, 3], 5), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
     let (pass, normed) = (AnyPass { sequences, page_size, seed: 1 }, head_dim == 128);
-    AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major: normed, separate: normed, padding: 1 }
+    let kind = if page_size == 16 { Kind::F16 } else { Kind::Bf16 };
+    let (head_major, separate, padding) = (normed, normed, 1);
+    AppendCase { pass, kind, head_dim, kv_heads, q_heads, normed, head_major, separate, padding }
 }
 
 /// The attention heads and page sizes of Qwen3-8B, which norms q and k, and of SmolLM2-135M.
@@ -313,4 +328,67 @@ fn is_the_same_on_every_runtime() {
     for append in [three_sequences(128, 2, 6, 32), three_sequences(64, 2, 6, 16)] {
         on_every_runtime(|bench| append.check(bench));
     }
+}
+
+/// Returns what the rotation by `turn` (cosine, sine) appends to the cache of a k head and a v head in f16, all of whose
+/// elements are `x`: the lower and the upper half of k, and v.
+fn appended(bench: &Bench, x: f32, turn: [f32; 2]) -> [Vec<f16>; 3] {
+    let Bench { kernels, stream } = bench;
+    let mut tables = PassTables::new(bench.runtime(), stream, 1, 1).unwrap();
+    let rows = SequenceRows { pages: &[0], start: 0, candidates: 1, groups: vec![], slots: 0 };
+    let paging = Paging { pages: 1, page_size: 1 };
+    tables.upload(bench.runtime(), stream, &Pass { sequences: vec![rows] }, paging).unwrap();
+    let mut qkv = bench.memory(&vec![f16::from_f32(x); 3 * 64]);
+    let cos_sin = bench.memory(&turn.repeat(32));
+    let [mut k, mut v] = [(); 2].map(|()| bench.memory(&[f16::from_bits(NAN); 64]));
+    let strides = KvStrides::token_major(1, 1, 64);
+    let args = NormRopeAppend {
+        pass: &tables,
+        kind: RowKind::Candidates,
+        qkv: bench.view_mut(&mut qkv).into(),
+        cos_sin: bench.view(&cos_sin),
+        norms: None,
+        eps: 0.0,
+        cache: PagedKvMut {
+            k: bench.view_mut(&mut k),
+            v: bench.view_mut(&mut v),
+            k_strides: strides,
+            v_strides: strides,
+        },
+        shape: AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 },
+        error: None,
+    };
+    kernels.norm_rope_append(stream, &args).unwrap();
+    drop(args);
+    let k = bench.host(&k);
+    [k[..32].to_vec(), k[32..].to_vec(), bench.host(&v)]
+}
+
+/// A result above the range of f16 becomes infinity, from the middle between 65504 and 65536 on, and v is copied.
+#[test]
+fn what_exceeds_f16_becomes_infinity() {
+    on_every_processor(0, |bench| {
+        // x cos − x sin, and x cos + x sin.
+        let all = |x: f16, len: usize| vec![x; len];
+        let largest = f16::MAX;
+        let cases = [
+            (65504.0, [0.5, 0.5], [f16::ZERO, largest]),
+            // The sums are 15.9 and 16.05 above 65504, and the differences below.
+            (65504.0, [1.0, 0.000_243], [largest, largest]),
+            (65504.0, [1.0, 0.000_245], [f16::from_f32(65472.0), f16::INFINITY]),
+            (-65504.0, [1.0, 1.0], [f16::ZERO, f16::NEG_INFINITY]),
+        ];
+        for (x, turn, [low, high]) in cases {
+            let found = appended(bench, x, turn);
+            prop_assert_eq!(
+                found,
+                [all(low, 32), all(high, 32), all(f16::from_f32(x), 64)],
+                "{} {:?}",
+                x,
+                turn
+            );
+        }
+        Ok(())
+    })
+    .unwrap();
 }

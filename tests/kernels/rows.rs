@@ -5,6 +5,7 @@ use flexdraft::runtime::simt::{Checking, Copies};
 use half::bf16;
 use proptest::prelude::TestCaseError;
 
+use crate::halves::Half;
 use crate::processors::{Bench, Processor, processors, runtimes_agree};
 use crate::support::simt_variant::checking;
 
@@ -34,11 +35,7 @@ pub fn on_every_runtime(check: impl Fn(&Bench) -> Result<(), TestCaseError>) {
     runtimes_agree(|bench| check(bench).unwrap(), |(), ()| {});
 }
 
-pub fn f64s(values: &[bf16]) -> Vec<f64> {
-    values.iter().map(|value| value.to_f64()).collect()
-}
-
-/// Returns whether `found` is `exact` rounded to bf16 after f32 arithmetic.
-pub fn is_rounded(found: bf16, exact: f64) -> bool {
-    (found.to_f64() - exact).abs() <= exact.abs() / 256.0 * 1.01 + 1e-6
+/// Returns whether `found` is `exact` rounded to the type after f32 arithmetic.
+pub fn is_rounded<T: Half>(found: T, exact: f64) -> bool {
+    (found.f64() - exact).abs() <= exact.abs() * T::ROUNDOFF * 1.01 + 1e-6
 }

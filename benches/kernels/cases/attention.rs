@@ -1,5 +1,7 @@
 //! Benchmark cases of joint draft-and-verify attention, including the merge of its splits.
 
+use std::marker::PhantomData;
+
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
@@ -7,14 +9,14 @@ use flexdraft::runtime::Runtime;
 use half::bf16;
 use serde::Serialize;
 
-use super::{Case, Prepared};
+use super::{Case, Half, Prepared};
 use crate::floor::{self, AttentionRows, Floor, Heads};
 use crate::machine::Machine;
 
 /// A benchmark case of attention with equal sequences: `candidates` candidate rows, and `slots` mask rows for each of
 /// `groups` mask groups, after `context` cached positions.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Attention {
+pub struct Attention<T = bf16> {
     pub batch: usize,
     pub context: usize,
     pub candidates: usize,
@@ -27,6 +29,8 @@ pub struct Attention {
     /// Number of keys per split, the unit in which attention divides a long sequence.
     #[serde(skip)]
     pub split: usize,
+    #[serde(skip)]
+    pub half: PhantomData<T>,
 }
 
 /// Batch sizes and context lengths of decode steps under usual loads.
@@ -47,6 +51,7 @@ impl Attention {
             head_dim: 128,
             page_size: 64,
             split: DEFAULT_SPLIT,
+            half: PhantomData,
         };
         let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
         let mut all: Vec<Self> =
@@ -61,26 +66,28 @@ impl Attention {
         }
         all
     }
+}
 
+impl<T> Attention<T> {
     fn shape(&self) -> AttentionShape {
         AttentionShape { q_heads: self.q_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 
-struct Operands<'a, R: Runtime> {
+struct Operands<'a, R: Runtime, T: Half> {
     machine: &'a Machine<R>,
     shape: AttentionShape,
     split: usize,
     strides: KvStrides,
     pass: PassTables<R>,
-    qkv: R::Memory<bf16>,
-    k: R::Memory<bf16>,
-    v: R::Memory<bf16>,
-    out: R::Memory<bf16>,
+    qkv: R::Memory<T>,
+    k: R::Memory<T>,
+    v: R::Memory<T>,
+    out: R::Memory<T>,
     workspace: R::Memory<f32>,
 }
 
-impl Case for Attention {
+impl<T: Half> Case for Attention<T> {
     fn kernel(&self) -> &'static str {
         "joint_attention"
     }
@@ -138,16 +145,16 @@ impl Case for Attention {
             split: self.split,
             strides: KvStrides::token_major(self.page_size, self.kv_heads, self.head_dim),
             pass,
-            qkv: machine.bf16_noise(1, rows * shape.qkv_cols())?,
-            k: machine.bf16_noise(2, cached)?,
-            v: machine.bf16_noise(3, cached)?,
+            qkv: machine.noise(1, rows * shape.qkv_cols(), T::from_f32)?,
+            k: machine.noise(2, cached, T::from_f32)?,
+            v: machine.noise(3, cached, T::from_f32)?,
             out: machine.zeros(rows * shape.out_cols())?,
             workspace: machine.zeros(workspace)?,
         }))
     }
 }
 
-impl<R: Runtime> Prepared for Operands<'_, R> {
+impl<R: Runtime, T: Half> Prepared for Operands<'_, R, T> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.joint_attention(

@@ -1,5 +1,7 @@
 //! Benchmark cases of the kernels around the matrix products of a layer.
 
+use std::marker::PhantomData;
+
 use flexdraft::kernels::activation::{SiluAdd, SiluMul};
 use flexdraft::kernels::embedding::{Embed, Gather};
 use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
@@ -10,7 +12,7 @@ use flexdraft::runtime::Runtime;
 use half::bf16;
 use serde::Serialize;
 
-use super::{Case, Prepared};
+use super::{Case, Half, Prepared};
 use crate::floor::{self, Floor, Heads};
 use crate::machine::Machine;
 
@@ -22,11 +24,13 @@ const SLOTS: usize = 15;
 
 /// A benchmark case of an elementwise kernel whose output has `rows` rows of `cols` elements.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Elementwise {
+pub struct Elementwise<T = bf16> {
     #[serde(skip)]
     pub kernel: &'static str,
     pub rows: usize,
     pub cols: usize,
+    #[serde(skip)]
+    pub half: PhantomData<T>,
 }
 
 impl Elementwise {
@@ -40,26 +44,27 @@ impl Elementwise {
             ("silu_mul", 12_288),
             ("silu_add", 512),
         ];
-        let over_rows = |(kernel, cols)| ROWS.map(|rows| Elementwise { kernel, rows, cols });
+        let over_rows =
+            |(kernel, cols)| ROWS.map(|rows| Elementwise { kernel, rows, cols, half: PhantomData });
         kernels.into_iter().flat_map(over_rows).collect()
     }
 }
 
-struct ElementwiseOperands<'a, R: Runtime> {
+struct ElementwiseOperands<'a, R: Runtime, T: Half> {
     machine: &'a Machine<R>,
-    case: Elementwise,
+    case: Elementwise<T>,
     /// The kernel's input: an embedding table, the residual stream, gate and up projections, or the hidden rows of the
     /// slots.
-    x: R::Memory<bf16>,
-    pristine: R::Memory<bf16>,
-    delta: R::Memory<bf16>,
+    x: R::Memory<T>,
+    pristine: R::Memory<T>,
+    delta: R::Memory<T>,
     weight: R::Memory<f32>,
     ids: R::Memory<i32>,
     owners: R::Memory<i32>,
-    out: R::Memory<bf16>,
+    out: R::Memory<T>,
 }
 
-impl Case for Elementwise {
+impl<T: Half> Case for Elementwise<T> {
     fn kernel(&self) -> &'static str {
         self.kernel
     }
@@ -79,16 +84,16 @@ impl Case for Elementwise {
         &self,
         machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let Elementwise { kernel, rows, cols } = *self;
+        let Elementwise { kernel, rows, cols, .. } = *self;
         let elements = if kernel == "silu_mul" { 2 * rows * cols } else { rows * cols };
         let ids: Vec<i32> = (0..rows as i32).rev().collect();
         let owners: Vec<i32> = (0..rows).map(|row| (row / SLOTS) as i32).collect();
         Ok(Box::new(ElementwiseOperands {
             machine,
             case: *self,
-            x: machine.bf16_noise(1, elements)?,
-            pristine: machine.bf16_noise(1, elements)?,
-            delta: machine.bf16_noise(2, rows * cols)?,
+            x: machine.noise(1, elements, T::from_f32)?,
+            pristine: machine.noise(1, elements, T::from_f32)?,
+            delta: machine.noise(2, rows * cols, T::from_f32)?,
             weight: machine.f32_noise(3, cols)?,
             ids: machine.memory(&ids)?,
             owners: machine.memory(&owners)?,
@@ -97,7 +102,7 @@ impl Case for Elementwise {
     }
 }
 
-impl<R: Runtime> Prepared for ElementwiseOperands<'_, R> {
+impl<R: Runtime, T: Half> Prepared for ElementwiseOperands<'_, R, T> {
     fn restore(&mut self) -> Result<(), KernelError> {
         if ["rms_norm", "add", "silu_add"].contains(&self.case.kernel) {
             let len = self.case.rows * self.case.cols;
@@ -152,13 +157,15 @@ impl<R: Runtime> Prepared for ElementwiseOperands<'_, R> {
 /// A benchmark case of the kernel that norms and rotates queries and keys and appends keys and values to the cache:
 /// `rows` sequences with one candidate each, after `context` positions.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Append {
+pub struct Append<T = bf16> {
     pub rows: usize,
     pub context: usize,
     pub q_heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub page_size: usize,
+    #[serde(skip)]
+    pub half: PhantomData<T>,
 }
 
 impl Append {
@@ -171,30 +178,33 @@ impl Append {
             kv_heads: 8,
             head_dim: 128,
             page_size: 64,
+            half: PhantomData,
         })
         .to_vec()
     }
+}
 
+impl<T> Append<T> {
     fn shape(&self) -> AttentionShape {
         AttentionShape { q_heads: self.q_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 
-struct AppendOperands<'a, R: Runtime> {
+struct AppendOperands<'a, R: Runtime, T: Half> {
     machine: &'a Machine<R>,
     shape: AttentionShape,
     strides: KvStrides,
     pass: PassTables<R>,
     len: usize,
-    qkv: R::Memory<bf16>,
-    pristine: R::Memory<bf16>,
+    qkv: R::Memory<T>,
+    pristine: R::Memory<T>,
     cos_sin: R::Memory<f32>,
     norms: (R::Memory<f32>, R::Memory<f32>),
-    k: R::Memory<bf16>,
-    v: R::Memory<bf16>,
+    k: R::Memory<T>,
+    v: R::Memory<T>,
 }
 
-impl Case for Append {
+impl<T: Half> Case for Append<T> {
     fn kernel(&self) -> &'static str {
         "norm_rope_append"
     }
@@ -254,8 +264,8 @@ impl Case for Append {
             strides: KvStrides::token_major(self.page_size, self.kv_heads, self.head_dim),
             pass,
             len,
-            qkv: machine.bf16_noise(1, len)?,
-            pristine: machine.bf16_noise(1, len)?,
+            qkv: machine.noise(1, len, T::from_f32)?,
+            pristine: machine.noise(1, len, T::from_f32)?,
             cos_sin,
             norms: (machine.f32_noise(2, self.head_dim)?, machine.f32_noise(3, self.head_dim)?),
             k: machine.zeros(cached)?,
@@ -264,7 +274,7 @@ impl Case for Append {
     }
 }
 
-impl<R: Runtime> Prepared for AppendOperands<'_, R> {
+impl<R: Runtime, T: Half> Prepared for AppendOperands<'_, R, T> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let runtime = self.machine.kernels.runtime();
         runtime.copy(&self.machine.stream, &self.pristine, 0..self.len, &mut self.qkv, 0)?;

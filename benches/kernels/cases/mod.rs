@@ -8,12 +8,30 @@ pub mod glue;
 pub mod sampling;
 pub mod selection;
 
-use flexdraft::kernels::KernelError;
+use flexdraft::kernels::{HalfFloat, KernelError};
 use flexdraft::runtime::Runtime;
+use half::{bf16, f16};
 use serde::Serialize;
 
 use crate::floor::Floor;
 use crate::machine::Machine;
+
+/// A type of rows and caches: bf16 or f16.
+pub trait Half: HalfFloat {
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Half for bf16 {
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+}
+
+impl Half for f16 {
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
 
 /// A kernel and the shape of its operands; a report identifies the case by its serialized fields.
 pub trait Case: Serialize {

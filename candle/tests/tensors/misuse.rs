@@ -41,7 +41,7 @@ fn types() {
     let cases = [
         (
             text(kernels.rms_norm(&zeros(&[2, 16], DType::F32), &weight, 1e-6)),
-            "rms_norm: operand `x` has elements of F32, expected BF16",
+            "rms_norm: operand `x` has elements of F32, expected BF16 or F16",
         ),
         (
             text(kernels.rms_norm(&x, &zeros(&[16], DType::BF16), 1e-6)),

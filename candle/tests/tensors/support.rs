@@ -2,13 +2,13 @@
 
 use bytemuck::Pod;
 use candle_core::{Device, Tensor, WithDType};
-use flexdraft::kernels::Kernels as Wrappers;
 use flexdraft::kernels::sampling::RowSampling;
+use flexdraft::kernels::{HalfFloat, Kernels as Wrappers};
 use flexdraft::random::Stream;
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_candle::{Kernels, TableRow, read_table};
-use half::bf16;
+use half::{bf16, f16};
 
 /// Returns the kernels on candle's CPU, and the Rust wrappers on an emulator.
 pub fn both() -> (Kernels, Wrappers<Simt>) {
@@ -37,6 +37,11 @@ pub fn sampling_row(temperature: f32, numbers: Stream) -> RowSampling {
     RowSampling::new(&params, Some(numbers)).unwrap()
 }
 
+/// The types of rows and caches.
+pub trait Half: HalfFloat + WithDType + Pod {}
+impl Half for bf16 {}
+impl Half for f16 {}
+
 /// A small generator of operands (splitmix64).
 pub struct Noise(pub u64);
 
@@ -59,8 +64,12 @@ impl Noise {
         (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0).collect()
     }
 
+    pub fn halves<T: Half>(&mut self, len: usize) -> Vec<T> {
+        self.floats(len).into_iter().map(|x| T::from_f64(x.into())).collect()
+    }
+
     pub fn bf16s(&mut self, len: usize) -> Vec<bf16> {
-        self.floats(len).into_iter().map(bf16::from_f32).collect()
+        self.halves(len)
     }
 
     /// Returns indices from −1 to `end`; −1 and `end` are out of range.

@@ -1,6 +1,6 @@
 // Small kernels for the SIMT emulator's own tests: kernels that use every modelled operation, and kernels with bugs
 // that the host must find. Each kernel with a bug has a correct twin.
-#include "../../common/bf16.cuh"
+#include "../../common/element.cuh"
 #include "../../ptx/cp_async.cuh"
 #include "../../ptx/griddepcontrol.cuh"
 #include "../../ptx/ldmatrix.cuh"
@@ -183,7 +183,7 @@ FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
                               out + (lane / 4 + 8) * 8 + 2 * (lane % 4), out + (lane / 4 + 8) * 8 + 2 * (lane % 4) + 1};
     float d[4];
     for (int32_t i = 0; i < 4; ++i) d[i] = *places[i];
-    mma_m16n8k16(d, a, b[0], b[1]);
+    mma_m16n8k16_bf16(d, a, b[0], b[1]);
     for (int32_t i = 0; i < 4; ++i) *places[i] = d[i];
 }
 

@@ -9,7 +9,7 @@ use super::abi::{
 use super::pass::{Contents, contents};
 use crate::attention::FlexdraftHeadRows;
 use crate::buffer::{
-    FLEXDRAFT_BF16, FLEXDRAFT_F32, FLEXDRAFT_I32, FLEXDRAFT_U32, FlexdraftBuffer, dtype_name,
+    FLEXDRAFT_BF16, FLEXDRAFT_F16, FLEXDRAFT_F32, FLEXDRAFT_I32, FLEXDRAFT_U32, FlexdraftBuffer, dtype_name,
 };
 use crate::status::{FLEXDRAFT_DTYPE, FLEXDRAFT_LENGTH, FLEXDRAFT_QUEUE, FLEXDRAFT_VALUE, Outcome, Refusal};
 
@@ -18,6 +18,8 @@ use crate::status::{FLEXDRAFT_DTYPE, FLEXDRAFT_LENGTH, FLEXDRAFT_QUEUE, FLEXDRAF
 pub enum Elements {
     /// bf16.
     Bf16,
+    /// bf16 or f16; all rows and caches of a call have one of the two.
+    Half,
     /// f32.
     F32,
     /// f32 or bf16.
@@ -242,7 +244,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// Takes rows of `columns` elements of bf16, which may be parts of longer rows. None, and the end of the arguments,
+    /// Takes rows of `columns` elements of bf16 or f16, which may be parts of longer rows. None, and the end of the arguments,
     /// give absent rows.
     pub fn optional_rows(&mut self, name: &str, columns: u64) -> Outcome<FlexdraftHeadRows> {
         match self.values.get(self.next) {
@@ -254,7 +256,7 @@ impl<'a> Arguments<'a> {
             Some(_) => {}
         }
         let columns_of = i64::try_from(columns).map_err(|_| Refusal::overflow(name))?;
-        let found = self.strided(name, Elements::Bf16, &[-1, columns_of])?;
+        let found = self.strided(name, Elements::Half, &[-1, columns_of])?;
         let Some(&[stride, within]) = found.strides else {
             return Ok(FlexdraftHeadRows { rows: found.buffer, stride: columns });
         };
@@ -330,7 +332,8 @@ impl<'a> Arguments<'a> {
         let is = |code, bits| found == DataType { code, bits, lanes: 1 };
         let (bf16, f32) = (is(CODE_BFLOAT, 16), is(CODE_FLOAT, 32));
         let accepted = match elements {
-            Elements::Bf16 | Elements::Logits if bf16 => Some((FLEXDRAFT_BF16, 2, false)),
+            Elements::Half if is(CODE_FLOAT, 16) => Some((FLEXDRAFT_F16, 2, false)),
+            Elements::Bf16 | Elements::Half | Elements::Logits if bf16 => Some((FLEXDRAFT_BF16, 2, false)),
             Elements::F32 | Elements::Logits if f32 => Some((FLEXDRAFT_F32, 4, false)),
             Elements::I32 if is(CODE_INT, 32) => Some((FLEXDRAFT_I32, 4, false)),
             Elements::Word if is(CODE_INT, 32) || is(CODE_UINT, 32) => Some((FLEXDRAFT_U32, 4, false)),
@@ -342,6 +345,7 @@ impl<'a> Arguments<'a> {
         accepted.ok_or_else(|| {
             let expected = match elements {
                 Elements::Bf16 => "bf16".to_owned(),
+                Elements::Half => "bf16 or f16".to_owned(),
                 Elements::F32 => "f32".to_owned(),
                 Elements::Logits => "f32 or bf16".to_owned(),
                 Elements::I32 => "i32".to_owned(),

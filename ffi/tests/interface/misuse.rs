@@ -209,7 +209,11 @@ fn operands() {
     let null = embedding.launch(|args| args.out.data = ptr::null_mut());
     refused(null, FLEXDRAFT_NULL, &["`out` is null", "bf16"]);
     let dtype = embedding.launch(|args| args.table.dtype = FLEXDRAFT_F32);
-    refused(dtype, FLEXDRAFT_DTYPE, &["`table`", "type f32", "expected bf16"]);
+    refused(dtype, FLEXDRAFT_DTYPE, &["`table`", "type f32", "expected bf16 or f16"]);
+    let mixed = embedding.launch(|args| args.table.dtype = FLEXDRAFT_F16);
+    refused(mixed, FLEXDRAFT_DTYPE, &["`out`", "type bf16", "expected f16"]);
+    let mixed = embedding.launch(|args| args.out.dtype = FLEXDRAFT_F16);
+    refused(mixed, FLEXDRAFT_DTYPE, &["`out`", "type f16", "expected bf16"]);
     let unknown = embedding.launch(|args| args.ids.dtype = 99);
     refused(unknown, FLEXDRAFT_DTYPE, &["`ids`", "unknown type 99", "expected i32"]);
     let short = embedding.launch(|args| args.out.len = 15);

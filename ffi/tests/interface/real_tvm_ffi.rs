@@ -37,7 +37,7 @@ ValueError: head_dim is 96; the kernels support 64, 128
 TypeError: supports takes `head_dim` after its 2 arguments
 TypeError: add: `x` is an integer, expected a tensor
 ValueError: sample_workspace_len: `rows` is -1, expected 0 or more
-TypeError: rms_norm: `x` has elements of f32, expected bf16
+TypeError: rms_norm: `x` has elements of f32, expected bf16 or f16
 TypeError: rope_table: `pass` is a tensor, expected an object of pass_tables
 ValueError: rope_table: `inv_freq` has the shape [2, 8], expected [any]
 ValueError: `device_type` is 3 with the id 0, expected 1 (host) with 0, or 2 (CUDA)

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
 
+use flexdraft::kernels::HalfFloat;
 use flexdraft::kernels::acceptance::{Verdict, Verify};
 use flexdraft::kernels::sampling::{RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 pub fn header() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("include/flexdraft.h")
@@ -41,12 +42,39 @@ pub trait Elements {
     const DTYPE: u32;
 }
 
+/// The types of rows and caches.
+pub trait Half: HalfFloat + Elements + PartialEq {
+    const ZERO: Self;
+    const ONE: Self;
+
+    fn rounded(x: f32) -> Self;
+}
+
+impl Half for bf16 {
+    const ZERO: Self = bf16::ZERO;
+    const ONE: Self = bf16::ONE;
+
+    fn rounded(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+}
+
+impl Half for f16 {
+    const ZERO: Self = f16::ZERO;
+    const ONE: Self = f16::ONE;
+
+    fn rounded(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+
 macro_rules! elements {
     ($($name:ty: $dtype:expr),* $(,)?) => { $(impl Elements for $name { const DTYPE: u32 = $dtype; })* };
 }
 
 elements![
     bf16: FLEXDRAFT_BF16,
+    f16: FLEXDRAFT_F16,
     f32: FLEXDRAFT_F32,
     i32: FLEXDRAFT_I32,
     u32: FLEXDRAFT_U32,
@@ -76,10 +104,10 @@ pub const ABSENT: FlexdraftBuffer = FlexdraftBuffer::ABSENT;
 
 pub const NO_ROWS: FlexdraftHeadRows = FlexdraftHeadRows::ABSENT;
 
-/// Returns the columns from `column` on of the rows from `row` on of a matrix of bf16, as rows of heads.
+/// Returns the columns from `column` on of the rows from `row` on of a matrix of bf16 or f16, as rows of heads.
 pub fn columns(matrix: FlexdraftBuffer, width: usize, row: usize, column: usize) -> FlexdraftHeadRows {
     let first = row * width + column;
-    let data = matrix.data.cast::<bf16>().wrapping_add(first).cast();
+    let data = matrix.data.cast::<u16>().wrapping_add(first).cast();
     let rows = FlexdraftBuffer { data, len: matrix.len - first as u64, ..matrix };
     FlexdraftHeadRows { rows, stride: width as u64 }
 }
@@ -200,7 +228,11 @@ impl Noise {
         (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0).collect()
     }
 
+    pub fn halves<T: Half>(&mut self, len: usize) -> Vec<T> {
+        self.floats(len).into_iter().map(T::rounded).collect()
+    }
+
     pub fn bf16s(&mut self, len: usize) -> Vec<bf16> {
-        self.floats(len).into_iter().map(bf16::from_f32).collect()
+        self.halves(len)
     }
 }

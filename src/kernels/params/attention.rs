@@ -12,15 +12,15 @@ use super::common::*;
 pub struct FlexdraftAttentionParams {
     pub pass: FlexdraftPass,
     pub cache: FlexdraftPagedKv,
-    /// the q heads of candidate rows, q_heads of head_dim bf16, [candidates, q_stride]
+    /// the q heads of candidate rows, q_heads of head_dim elements, [candidates, q_stride]
     pub q: *const u16,
     /// the q heads of mask rows, [mask rows, mask_q_stride]
     pub mask_q: *const u16,
-    /// the k heads of mask rows, kv_heads of head_dim bf16, [mask rows, mask_k_stride]
+    /// the k heads of mask rows, kv_heads of head_dim elements, [mask rows, mask_k_stride]
     pub mask_k: *const u16,
     /// the v heads of mask rows, [mask rows, mask_v_stride]
     pub mask_v: *const u16,
-    /// the result in bf16, [rows, q_heads * head_dim]
+    /// the result, [rows, q_heads * head_dim]
     pub out: *mut u16,
     /// the natural logarithm of the sum of exp(score), [rows, q_heads]; may be null
     pub lse: *mut f32,

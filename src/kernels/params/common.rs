@@ -49,7 +49,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPagedKv {
-    /// the keys: rows of head_dim bf16, aligned to 16 bytes
+    /// the keys: rows of head_dim elements, aligned to 16 bytes
     pub k: *mut ::core::ffi::c_void,
     /// the values, in rows as the keys
     pub v: *mut ::core::ffi::c_void,

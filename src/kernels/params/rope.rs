@@ -36,11 +36,11 @@ const _: () = {
 pub struct FlexdraftNormRopeAppendParams {
     pub pass: FlexdraftPass,
     pub cache: FlexdraftPagedKv,
-    /// the q heads, q_heads of head_dim bf16, [rows, q_stride]
+    /// the q heads, q_heads of head_dim elements, [rows, q_stride]
     pub q: *mut u16,
-    /// the k heads, kv_heads of head_dim bf16, [rows, k_stride]
+    /// the k heads, kv_heads of head_dim elements, [rows, k_stride]
     pub k: *mut u16,
-    /// the v heads, kv_heads of head_dim bf16, [rows, v_stride]
+    /// the v heads, kv_heads of head_dim elements, [rows, v_stride]
     pub v: *const u16,
     /// the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2]
     pub cos_sin: *const f32,

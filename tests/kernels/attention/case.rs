@@ -11,14 +11,12 @@ use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::simt::{Checking, Traffic};
 use flexdraft::runtime::{Limits, Simt, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend_with};
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
+use crate::halves::{Half, Kind, NAN};
 use crate::processors::{Bench, Operand, Processor};
-use crate::support::noise::halves;
 use crate::support::simt_variant::checking;
-
-pub const NAN: bf16 = bf16::from_bits(0x7fbf);
 
 /// One sequence of an attention test.
 #[derive(Clone, Debug)]
@@ -61,19 +59,19 @@ impl Sequence {
         }
     }
 
-    /// Returns q, k and v of a row. They do not depend on the pass that the row is in. Mask rows are identified by
-    /// their group.
-    fn row(&self, shape: AttentionShape, row: usize) -> Vec<bf16> {
+    /// Returns the bits of q, k and v of a row. They do not depend on the pass that the row is in. Mask rows are
+    /// identified by their group.
+    fn row(&self, Setting { shape, kind, .. }: Setting, row: usize) -> Vec<u16> {
         let name = match row.checked_sub(self.candidates) {
             None => self.first + row,
             Some(mask) => 1000 + 100 * self.groups[mask / self.slots] + mask % self.slots,
         };
-        halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
+        kind.halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
     }
 
-    /// Returns the keys and values of the sequence's cached positions, `[length, kv_heads · head_dim]`.
-    fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
-        [1, 2].map(|s| halves(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
+    /// Returns the bits of the keys and values of the sequence's cached positions, `[length, kv_heads · head_dim]`.
+    fn cached(&self, Setting { shape, kind, .. }: Setting) -> [Vec<u16>; 2] {
+        [1, 2].map(|s| kind.halves(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
     }
 }
 
@@ -101,6 +99,8 @@ impl Changes {
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     pub shape: AttentionShape,
+    /// The type of q, k, v, the cache and the output.
+    pub kind: Kind,
     pub split: usize,
     pub page_size: usize,
     pub head_major: bool,
@@ -118,11 +118,12 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Returns the usual setting: one tile of keys per split, pages of 16 tokens, all of the shared memory, on the
+    /// Returns the usual setting: bf16, one tile of keys per split, pages of 16 tokens, all of the shared memory, on the
     /// emulator.
     pub fn of(shape: AttentionShape) -> Self {
         Setting {
             shape,
+            kind: Kind::Bf16,
             split: 64,
             page_size: 16,
             head_major: false,
@@ -158,21 +159,21 @@ impl Setting {
     }
 }
 
-/// The memory that an attention launch reads: the cached keys and values, and the rows' q, k and v.
+/// The memory that an attention launch reads, as bits: the cached keys and values, and the rows' q, k and v.
 pub struct Memory<'a> {
     setting: Setting,
     sequences: &'a [Sequence],
     pages: &'a [Vec<u32>],
-    caches: [Vec<bf16>; 2],
-    qkv: Vec<bf16>,
+    caches: [Vec<u16>; 2],
+    qkv: Vec<u16>,
 }
 
 impl Memory<'_> {
     /// Replaces each value with another finite value, to show what the value influences.
-    fn change(values: &mut [bf16]) {
-        for x in values {
-            let other = if x.is_nan() { 1.5 } else { 0.75 - 1.25 * x.to_f32() };
-            *x = bf16::from_f32(other);
+    fn change(kind: Kind, values: &mut [u16]) {
+        for bits in values {
+            let x = kind.value(*bits) as f32;
+            *bits = kind.bits(if x.is_nan() { 1.5 } else { 0.75 - 1.25 * x });
         }
     }
 
@@ -182,7 +183,25 @@ impl Memory<'_> {
         let page = self.pages[sequence][position / page_size] as usize;
         for head in 0..shape.kv_heads {
             let at = page * strides.page + position % page_size * strides.token + head * strides.head;
-            Self::change(&mut self.caches[tensor][at..at + shape.head_dim]);
+            Self::change(self.setting.kind, &mut self.caches[tensor][at..at + shape.head_dim]);
+        }
+    }
+
+    /// Replaces every value that a row may see with `bits`.
+    pub fn fill_values(&mut self, bits: u16) {
+        let shape = self.setting.shape;
+        self.caches[1].fill(bits);
+        for row in self.qkv.chunks_mut(shape.qkv_cols()) {
+            row[shape.out_cols() + shape.kv_heads * shape.head_dim..].fill(bits);
+        }
+    }
+
+    /// Replaces every q, and every key that a row may see, with `bits`.
+    pub fn fill_queries_and_keys(&mut self, bits: u16) {
+        let shape = self.setting.shape;
+        self.caches[0].fill(bits);
+        for row in self.qkv.chunks_mut(shape.qkv_cols()) {
+            row[..shape.out_cols() + shape.kv_heads * shape.head_dim].fill(bits);
         }
     }
 
@@ -202,7 +221,7 @@ impl Memory<'_> {
         let (first, width) =
             [(0, shape.out_cols()), (shape.out_cols(), kv), (shape.out_cols() + kv, kv)][part];
         let at = index * shape.qkv_cols() + first;
-        Self::change(&mut self.qkv[at..at + width]);
+        Self::change(self.setting.kind, &mut self.qkv[at..at + width]);
     }
 }
 
@@ -240,14 +259,14 @@ pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
 
 /// Rows of heads in memory of their own, which begin at element `first`.
 struct Part {
-    elements: Vec<bf16>,
+    elements: Vec<u16>,
     first: usize,
     stride: usize,
 }
 
 /// Returns q of candidate rows, and q, k and v of mask rows, each in a tensor with another stride, in which NaN surrounds
 /// the rows.
-fn separated(shape: AttentionShape, qkv: &[bf16], candidates: usize, masks: usize) -> [Part; 4] {
+fn separated(shape: AttentionShape, qkv: &[u16], candidates: usize, masks: usize) -> [Part; 4] {
     let (q, kv) = (shape.out_cols(), shape.kv_heads * shape.head_dim);
     let part = |rows: Range<usize>, columns: Range<usize>, gap: usize| {
         let stride = columns.len() + gap;
@@ -268,10 +287,10 @@ fn separated(shape: AttentionShape, qkv: &[bf16], candidates: usize, masks: usiz
 }
 
 /// Returns rows of heads in memory as an operand.
-fn head_rows<'a>(
+fn head_rows<'a, T: Half>(
     bench: &'a Bench,
-    (memory, range, stride): &'a (Operand<bf16>, Range<usize>, usize),
-) -> HeadRows<'a> {
+    (memory, range, stride): &'a (Operand<T>, Range<usize>, usize),
+) -> HeadRows<'a, T> {
     HeadRows { view: bench.view(memory).range(range.clone()).unwrap(), stride: *stride }
 }
 
@@ -283,6 +302,18 @@ struct Watched {
 }
 
 fn run_watched(
+    bench: &Bench,
+    setting: Setting,
+    sequences: &[Sequence],
+    change: impl FnOnce(&mut Memory<'_>),
+) -> Watched {
+    match setting.kind {
+        Kind::Bf16 => run_watched_with::<bf16>(bench, setting, sequences, change),
+        Kind::F16 => run_watched_with::<f16>(bench, setting, sequences, change),
+    }
+}
+
+fn run_watched_with<T: Half>(
     bench: &Bench,
     setting: Setting,
     sequences: &[Sequence],
@@ -311,7 +342,7 @@ fn run_watched(
     let mut caches =
         [vec![NAN; page_count * page_size * kv_width], vec![NAN; page_count * page_size * kv_width]];
     for (sequence, pages) in sequences.iter().zip(&pages) {
-        for (cache, values) in caches.iter_mut().zip(sequence.cached(shape)) {
+        for (cache, values) in caches.iter_mut().zip(sequence.cached(setting)) {
             // What no row sees stays NaN.
             let first_seen = (0..sequence.rows())
                 .map(|row| setting.changes.first_seen(sequence.position(row)))
@@ -349,7 +380,7 @@ fn run_watched(
     let candidates = sequences.iter().flat_map(|s| (0..s.candidates).map(move |row| (s, row)));
     let masks = sequences.iter().flat_map(|s| (s.candidates..s.rows()).map(move |row| (s, row)));
     for (sequence, row) in candidates.chain(masks) {
-        let mut row_values = sequence.row(shape, row);
+        let mut row_values = sequence.row(setting, row);
         if row < sequence.candidates {
             // The kernel reads the candidates' k and v from the cache, so the k and v beside q are NaN and must not
             // matter.
@@ -362,11 +393,12 @@ fn run_watched(
     change(&mut memory);
     let Memory { caches, qkv, .. } = memory;
     let parts = separated(shape, &qkv, tables.candidates(), tables.masks());
-    let [k, v, qkv] = [&caches[0], &caches[1], &qkv].map(|contents| bench.memory(contents));
-    let [q, mask_q, mask_k, mask_v] = parts
-        .map(|Part { elements, first, stride }| (bench.memory(&elements), first..elements.len(), stride));
+    let memory = |bits: &[u16]| bench.memory::<T>(bytemuck::cast_slice(bits));
+    let [k, v, qkv] = [&caches[0], &caches[1], &qkv].map(|bits| memory(bits));
+    let [q, mask_q, mask_k, mask_v] =
+        parts.map(|Part { elements, first, stride }| (memory(&elements), first..elements.len(), stride));
     let rows = |part| head_rows(bench, part);
-    let mut out = bench.memory(&vec![NAN; all * shape.out_cols()]);
+    let mut out = memory(&vec![NAN; all * shape.out_cols()]);
     let mut lse = bench.memory(&vec![f32::NAN; all * shape.q_heads]);
     let mut error = bench.memory(&[0u32]);
     let needed = kernels.attention_workspace_len(&tables, true, all, shape, split).unwrap();
@@ -402,7 +434,7 @@ fn run_watched(
     let bits = |row: usize| -> RowBits {
         let out = &out[row * shape.out_cols()..][..shape.out_cols()];
         let lse = &lse[row * shape.q_heads..][..shape.q_heads];
-        (out.iter().map(|x| x.to_bits()).collect(), lse.iter().map(|x| x.to_bits()).collect())
+        (out.iter().map(|x| x.bits()).collect(), lse.iter().map(|x| x.to_bits()).collect())
     };
     for row in all - setting.padding..all {
         let (out, lse) = bits(row);
@@ -423,11 +455,17 @@ fn run_watched(
 }
 
 /// Compares the rows of a sequence with the reference.
+///
+/// With the unit roundoff u of the type, an output has an error of up to u from its own rounding, relative to its
+/// magnitude Σ p·|v|, and an error of a similar size from the rounding of the weights: hence 2u. The logarithm of the sum
+/// of the rounded weights is off by up to u. Errors of f32, and of weights that are subnormal in f16 (2⁻²⁵ of the largest
+/// weight), are far smaller.
 pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Result<(), TestCaseError> {
     let shape = setting.shape;
     let heads = Heads { q_heads: shape.q_heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
-    let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
-    let [keys, values] = sequence.cached(shape).map(|cached| f64s(&cached));
+    let f64s = |bits: &[u16]| bits.iter().map(|&bits| setting.kind.value(bits)).collect::<Vec<f64>>();
+    let roundoff = setting.kind.roundoff();
+    let [keys, values] = sequence.cached(setting).map(|cached| f64s(&cached));
     let width = shape.kv_heads * shape.head_dim;
     let sinks = setting
         .changes
@@ -439,7 +477,7 @@ pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Resul
         sinks: sinks.as_deref(),
     };
     for (r, (out, lse)) in rows.iter().enumerate() {
-        let row = f64s(&sequence.row(shape, r));
+        let row = f64s(&sequence.row(setting, r));
         let mut own = [vec![], vec![]];
         let limit = match r.checked_sub(sequence.candidates) {
             None => sequence.start + r,
@@ -447,7 +485,7 @@ pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Resul
                 let group = mask / sequence.slots;
                 for slot in 0..sequence.slots {
                     let slot =
-                        f64s(&sequence.row(shape, sequence.candidates + group * sequence.slots + slot));
+                        f64s(&sequence.row(setting, sequence.candidates + group * sequence.slots + slot));
                     own[0].extend_from_slice(&slot[shape.out_cols()..][..width]);
                     own[1].extend_from_slice(&slot[shape.out_cols() + width..]);
                 }
@@ -461,12 +499,12 @@ pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Resul
         ];
         let exact = attend_with(heads, &row[..shape.out_cols()], &seen, &changes);
         for (i, &found) in out.iter().enumerate() {
-            let error = (bf16::from_bits(found).to_f64() - exact.output[i]).abs() / exact.magnitude[i];
-            prop_assert!(error < 1.0 / 128.0, "row {r}, element {i}: {error}");
+            let error = (setting.kind.value(found) - exact.output[i]).abs() / exact.magnitude[i];
+            prop_assert!(error < 2.0 * roundoff, "row {r}, element {i}: {error}");
         }
         for (found, exact) in lse.iter().zip(&exact.log_sum_exp) {
             let error = (f64::from(f32::from_bits(*found)) - exact).abs();
-            prop_assert!(error < 4e-3, "row {r}: log-sum-exp off by {error}");
+            prop_assert!(error < roundoff + 9e-5, "row {r}: log-sum-exp off by {error}");
         }
     }
     Ok(())

@@ -8,9 +8,9 @@ use flexdraft::runtime::{Limits, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 
-use super::case::NAN;
 use super::sample;
 use crate::processors::{Bench, Operand, Processor, processors};
+use crate::rows::POISON as NAN;
 use crate::support::noise::halves;
 use crate::support::properties::more_than_usual;
 use crate::support::simt_variant::checking;

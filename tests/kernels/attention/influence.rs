@@ -7,6 +7,7 @@ use flexdraft::runtime::simt::Copies;
 
 use super::case::{Changes, Memory, Sequence, Setting, run, run_changed};
 use super::sample;
+use crate::halves::Kind;
 use crate::processors::processors;
 
 /// A row of a pass, by its sequence and its index within the sequence.
@@ -103,20 +104,26 @@ fn what_a_row_must_not_see_changes_no_bit() {
         Sequence { start: 126, candidates: 4, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
     ];
     let variants = [
-        (64, 6, 2, 24, Copies::Eager, None),
-        (128, 3, 1, 1, Copies::Late, None),
-        (64, 2, 1, 24, Copies::Late, Some(66)),
+        (Kind::Bf16, 64, 6, 2, 24, Copies::Eager, None),
+        (Kind::F16, 128, 3, 1, 1, Copies::Late, None),
+        (Kind::F16, 64, 2, 1, 24, Copies::Late, Some(66)),
     ];
     for (processor, variant) in
         processors().flat_map(|processor| variants.map(|variant| (processor, variant)))
     {
-        let (head_dim, q_heads, kv_heads, multiprocessors, copies, window) = variant;
+        let (kind, head_dim, q_heads, kv_heads, multiprocessors, copies, window) = variant;
         let changes_of_model = Changes { window, ..Changes::default() };
         let all = rows(changes_of_model, &sequences);
         let usual = Setting::of(AttentionShape { q_heads, kv_heads, head_dim }).on(processor);
         let options = SimtOptions { copies, ..usual.options };
-        let setting =
-            Setting { options, multiprocessors, small: head_dim == 64, changes: changes_of_model, ..usual };
+        let setting = Setting {
+            kind,
+            options,
+            multiprocessors,
+            small: head_dim == 64,
+            changes: changes_of_model,
+            ..usual
+        };
         let before = run(setting, &sequences);
         let changes = (0..sequences.len()).flat_map(|sequence| changes(setting, &sequences, sequence));
         for Change { name, make, seen_by } in sample(changes, 13) {

@@ -7,6 +7,7 @@ use flexdraft::runtime::simt::Copies;
 
 use super::case::{Changes, RowBits, Sequence, Setting, compare, run};
 use super::sample;
+use crate::halves::Kind;
 use crate::processors::processors;
 
 pub fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> Sequence {
@@ -36,10 +37,12 @@ fn mixed() -> Vec<Sequence> {
 fn any_number_of_multiprocessors_gives_the_same_bits() {
     let sequences = mixed();
     for processor in processors() {
-        for (head_dim, ratio) in sample([(64, 4), (128, 4), (64, 9)], 3) {
+        for (kind, head_dim, ratio) in
+            sample([(Kind::F16, 64, 4), (Kind::Bf16, 128, 4), (Kind::Bf16, 64, 9)], 3)
+        {
             let shape = AttentionShape { q_heads: ratio, kv_heads: 1, head_dim };
             let setting = |multiprocessors, small| {
-                Setting { multiprocessors, small, ..Setting::of(shape) }.on(processor)
+                Setting { kind, multiprocessors, small, ..Setting::of(shape) }.on(processor)
             };
             let first = run(setting(1, false), &sequences);
             for (sequence, rows) in sequences.iter().zip(&first) {

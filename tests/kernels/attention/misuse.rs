@@ -6,8 +6,8 @@ use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::SimtOptions;
 use half::bf16;
 
-use super::case::NAN;
 use crate::processors::{Bench, processors};
+use crate::rows::POISON as NAN;
 
 #[test]
 fn what_does_not_fit() {

@@ -3,6 +3,7 @@
 
 mod case;
 mod contexts;
+mod f16;
 mod influence;
 mod items;
 mod many_candidates;
@@ -15,9 +16,9 @@ use std::collections::BTreeSet;
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
-use half::bf16;
 use proptest::prelude::*;
 
+use crate::halves::Kind;
 use crate::processors::{Processor, processors, runtimes_agree};
 use crate::support::close::close;
 use crate::support::properties::{fewer_than_usual, properties};
@@ -62,7 +63,7 @@ prop_compose! {
 
 prop_compose! {
     fn setting()(
-        head_dim in prop::sample::select(vec![64usize, 128]),
+        (head_dim, kind) in (prop::sample::select(vec![64usize, 128]), prop::sample::select(Kind::BOTH.to_vec())),
         ratio in 1usize..17,
         kv_heads in 1usize..3,
         page_size in prop::sample::select(vec![1usize, 3, 16, 32, 48, 64, 272]),
@@ -82,6 +83,7 @@ prop_compose! {
         let processor = Processor::Emulator;
         Setting {
             shape,
+            kind,
             split,
             page_size,
             head_major,
@@ -131,8 +133,8 @@ fn check_independence(
     together: &[Vec<RowBits>],
     parts: usize,
 ) -> Result<(), TestCaseError> {
-    let Setting { shape, split, changes, .. } = setting;
-    let other = Setting { shape, split, changes, ..other };
+    let Setting { shape, kind, split, changes, .. } = setting;
+    let other = Setting { shape, kind, split, changes, ..other };
     let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
     let mut permuted = run(other, &reversed);
     permuted.reverse();
@@ -168,27 +170,35 @@ fn is_the_same_on_every_runtime() {
         Sequence { start: 17, candidates: 0, groups: vec![2], slots: 16, seed: 3, first: 0 },
     ];
     let changed = Changes { window: Some(100), soft_cap: Some(5.0), has_sinks: true };
-    for (head_dim, kv_heads, ratio, page_size, split, other_layout) in [
-        (64, 1, 3, 16, 64, false),
-        (64, 2, 1, 64, 128, true),
-        (128, 1, 8, 32, 64, false),
-        (128, 2, 2, 128, 512, true),
+    for (kind, head_dim, kv_heads, ratio, page_size, split, other_layout) in [
+        (Kind::Bf16, 64, 1, 3, 16, 64, false),
+        (Kind::F16, 64, 2, 1, 64, 128, true),
+        (Kind::F16, 128, 1, 8, 32, 64, false),
+        (Kind::Bf16, 128, 2, 2, 128, 512, true),
     ] {
         let shape = AttentionShape { q_heads: kv_heads * ratio, kv_heads, head_dim };
         let (head_major, separate) = (other_layout, other_layout);
         let changes = if other_layout { changed } else { Changes::default() };
-        let setting =
-            Setting { page_size, split, head_major, separate, changes, padding: 1, ..Setting::of(shape) };
+        let setting = Setting {
+            kind,
+            page_size,
+            split,
+            head_major,
+            separate,
+            changes,
+            padding: 1,
+            ..Setting::of(shape)
+        };
         runtimes_agree(
             |bench| {
                 let rows = run_on(bench, setting, &sequences).concat();
                 let (out, lse): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-                let out = out.concat().into_iter().map(|x| bf16::from_bits(x).to_f32()).collect();
+                let out = out.concat().into_iter().map(|x| kind.value(x) as f32).collect();
                 [out, lse.concat().into_iter().map(f32::from_bits).collect::<Vec<f32>>()]
             },
             |expected, found| {
                 for (name, (found, expected)) in ["out", "lse"].iter().zip(found.iter().zip(expected)) {
-                    close(name, found, expected, 1.0 / 64.0);
+                    close(name, found, expected, 4.0 * kind.roundoff() as f32);
                 }
             },
         );

@@ -6,6 +6,7 @@ use flexdraft::runtime::simt::Copies;
 
 use super::case::{Sequence, Setting, compare, run};
 use super::sample;
+use crate::halves::Kind;
 use crate::processors::processors;
 
 /// Compares the rows of a pass with the reference, on every processor.
@@ -22,7 +23,7 @@ fn copies(late: bool) -> Copies {
     if late { Copies::Late } else { Copies::Eager }
 }
 
-/// Tests every head_dim, ratio of query to KV heads, page size and layout of the cache.
+/// Tests every head_dim in one type of elements, ratio of query to KV heads, page size and layout of the cache.
 #[test]
 fn every_shape() {
     let mut all = Vec::new();
@@ -41,6 +42,7 @@ fn every_shape() {
         let usual = Setting::of(shape);
         let options = SimtOptions { copies: copies(ratio % 2 == 0), ..usual.options };
         let setting = Setting {
+            kind: Kind::BOTH[(ratio + head_dim / 64) % 2],
             page_size,
             head_major,
             options,

@@ -110,6 +110,7 @@ fn attention() {
         head_dim,
         page_size: 32,
         split: DEFAULT_SPLIT,
+        half: PhantomData::<bf16>,
     };
     // In these cases attention does not divide a sequence: its rows fit in one block, and one work item reads all its
     // keys, at least 300 kilobytes.
@@ -211,11 +212,14 @@ fn glue() {
         ("silu_add", &["x"]),
     ];
     for (kernel, streamed) in kernels {
-        at_the_floor(&Elementwise { kernel, rows: 32, cols: 4096 }, Beside::default(), streamed);
+        let half = PhantomData::<bf16>;
+        at_the_floor(&Elementwise { kernel, rows: 32, cols: 4096, half }, Beside::default(), streamed);
     }
     // The append also reads, for every row, its place in the pass: 16 bytes per sequence, and 4 bytes of its page. All
     // heads share the turns.
-    let append = Append { rows: 64, context: 40, q_heads: 8, kv_heads: 2, head_dim: 128, page_size: 16 };
+    let half = PhantomData::<bf16>;
+    let append =
+        Append { rows: 64, context: 40, q_heads: 8, kv_heads: 2, head_dim: 128, page_size: 16, half };
     let beside = Beside { read: 64 * 20, written: 0 };
     at_the_floor(&append, beside, &["qkv", "k cache", "v cache"]);
     let rotations = Rotations { batch: 8, candidates: 64, head_dim: 128 };

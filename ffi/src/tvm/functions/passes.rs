@@ -1,7 +1,7 @@
 //! Functions on the rows of a pass: its tables, rotary embedding, and attention.
 
 use super::super::abi::{Any, CPU, CUDA, Device};
-use super::super::arguments::Elements::{Bf16, F32, HostI64, I32, Word};
+use super::super::arguments::Elements::{F32, Half, HostI64, I32, Word};
 use super::super::arguments::{Arguments, Found};
 use super::super::launch::{ANY, NO_RESULT, VERDICT, integer, kernels, launch, run, stream};
 use super::super::pass::{self, Contents};
@@ -102,8 +102,8 @@ unsafe fn host_table<'a>(table: &Found<'a>) -> Outcome<&'a [i64]> {
 /// Returns the number of heads and the cache of k and v tensors `[pages, page_size, kv_heads, head_dim]` with any
 /// strides.
 fn cache(args: &mut Arguments<'_>, q_heads: u64) -> Outcome<(FlexdraftHeads, FlexdraftCache)> {
-    let k = args.strided("k_cache", Bf16, &[ANY; 4])?;
-    let v = args.strided("v_cache", Bf16, k.shape)?;
+    let k = args.strided("k_cache", Half, &[ANY; 4])?;
+    let v = args.strided("v_cache", Half, k.shape)?;
     let heads = FlexdraftHeads { q_heads, kv_heads: k.dim(2), head_dim: k.dim(3) };
     let strides = |name: &str, tensor: &Found<'_>| -> Outcome<([u64; 3], u64)> {
         let [_, tokens, heads, dim] = [0, 1, 2, 3].map(|index| tensor.dim(index));
@@ -148,10 +148,10 @@ fn cache(args: &mut Arguments<'_>, q_heads: u64) -> Outcome<(FlexdraftHeads, Fle
 pub(super) fn joint_attention(args: &mut Arguments<'_>) -> Outcome<Any> {
     // SAFETY: the caller of the function keeps the object alive during the call, and no other call uses it.
     let pass = &raw const unsafe { args.pass("pass")? }.pass;
-    let qkv = args.optional_tensor("qkv", Bf16, &[ANY, ANY])?;
+    let qkv = args.optional_tensor("qkv", Half, &[ANY, ANY])?;
     let rows = qkv.map_or(ANY, |qkv| qkv.shape[0]);
     let (mut heads, cache) = cache(args, 0)?;
-    let out = args.tensor("out", Bf16, &[rows, ANY])?;
+    let out = args.tensor("out", Half, &[rows, ANY])?;
     let lse = args.optional("lse", F32, &[rows, ANY])?;
     let workspace = args.tensor("workspace", F32, &[ANY])?.buffer;
     heads.q_heads = args.size("q_heads")?;
@@ -241,7 +241,7 @@ pub(super) fn rope_table(args: &mut Arguments<'_>) -> Outcome<Any> {
 pub(super) fn norm_rope_append(args: &mut Arguments<'_>) -> Outcome<Any> {
     // SAFETY: as in `joint_attention`.
     let pass = &raw const unsafe { args.pass("pass")? }.pass;
-    let qkv = args.optional_tensor("qkv", Bf16, &[ANY, ANY])?;
+    let qkv = args.optional_tensor("qkv", Half, &[ANY, ANY])?;
     let rows = qkv.map_or(ANY, |qkv| qkv.shape[0]);
     let cos_sin = args.tensor("cos_sin", F32, &[rows, ANY, 2])?.buffer;
     let q_norm = args.optional("q_norm", F32, &[ANY])?;

@@ -5,13 +5,18 @@ use std::ptr;
 use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges, attention, rope};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, NO_ROWS, Noise, Opened, attempt, columns, read, sequence, write};
+use crate::support::{ABSENT, Half, NO_ROWS, Noise, Opened, attempt, columns, read, sequence, write};
 
 #[test]
 fn rope_append_and_attention() {
+    rope_append_and_attention_of::<bf16>();
+    rope_append_and_attention_of::<f16>();
+}
+
+fn rope_append_and_attention_of<T: Half>() {
     let (opened, kernels) = (Opened::new(), simt());
     let (runtime, stream) = (kernels.runtime(), kernels.runtime().stream());
     let mut noise = Noise(2);
@@ -82,13 +87,13 @@ fn rope_append_and_attention() {
             v_head_stride: strides.head as u64,
         };
         let cached = pages * page_size * kv_heads * head_dim;
-        let (mut k, mut v) = (noise.bf16s(cached), noise.bf16s(cached));
+        let (mut k, mut v) = (noise.halves::<T>(cached), noise.halves::<T>(cached));
         let (mut found_k, mut found_v) = (k.clone(), v.clone());
         // Through the C interface, q, k and v are one tensor, or three tensors that are columns of one.
         let separate = head_major;
         let (width, k_column) = (shape.qkv_cols(), shape.out_cols());
         let v_column = k_column + kv_heads * head_dim;
-        let mut qkv = noise.bf16s(rows * width);
+        let mut qkv = noise.halves::<T>(rows * width);
         let mut found_qkv = qkv.clone();
         let (q_norm, k_norm) = (noise.floats(head_dim), noise.floats(head_dim));
         for (kind, number) in [(RowKind::Candidates, FLEXDRAFT_CANDIDATES), (RowKind::Masks, FLEXDRAFT_MASKS)]
@@ -178,7 +183,7 @@ fn rope_append_and_attention() {
                 true => columns(fused, width, device.candidates(), column),
                 false => NO_ROWS,
             };
-            let outs = || (vec![bf16::ONE; rows * shape.out_cols()], vec![1f32; rows * 4]);
+            let outs = || (vec![T::ONE; rows * shape.out_cols()], vec![1f32; rows * 4]);
             let ((mut out, mut lse), (mut found_out, mut found_lse)) = (outs(), outs());
             kernels
                 .joint_attention(
@@ -233,7 +238,7 @@ fn rope_append_and_attention() {
                 })
             );
             assert_eq!((bits(&found_out), bits(&found_lse)), (bits(&out), bits(&lse)));
-            assert!(out[..4].iter().any(|&value| value != bf16::ZERO));
+            assert!(out[..4].iter().any(|&value| value != T::ZERO));
         }
     }
 }

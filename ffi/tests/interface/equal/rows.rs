@@ -2,21 +2,26 @@
 
 use flexdraft::kernels::{activation, embedding, norm};
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Noise, Opened, attempt, read, write};
+use crate::support::{ABSENT, Half, Noise, Opened, attempt, read, write};
 
 #[test]
 fn rows() {
+    rows_of::<bf16>();
+    rows_of::<f16>();
+}
+
+fn rows_of<T: Half>() {
     let (opened, kernels) = (Opened::new(), simt());
     let stream = kernels.runtime().stream();
     let mut noise = Noise(1);
-    for _ in 0..4 {
+    for _ in 0..2 {
         let (rows, cols, vocab) = (1 + noise.below(5), 8 * (1 + noise.below(20)), 1 + noise.below(9));
-        let table = noise.bf16s(vocab * cols);
+        let table = noise.halves::<T>(vocab * cols);
         let ids: Vec<i32> = (0..rows).map(|_| noise.below(vocab + 2) as i32 - 1).collect();
-        let (mut expected, mut found) = (vec![bf16::ONE; rows * cols], vec![bf16::ONE; rows * cols]);
+        let (mut expected, mut found) = (vec![T::ONE; rows * cols], vec![T::ONE; rows * cols]);
         let (mut word, mut found_word) = ([0u32], [0u32]);
         kernels
             .embed(
@@ -43,7 +48,7 @@ fn rows() {
         );
         assert_eq!((bits(&found), found_word), (bits(&expected), word));
 
-        found.fill(bf16::ONE);
+        found.fill(T::ONE);
         kernels
             .gather(
                 &stream,
@@ -69,7 +74,8 @@ fn rows() {
         );
         assert_eq!(bits(&found), bits(&expected));
 
-        let (x, delta, weight) = (noise.bf16s(rows * cols), noise.bf16s(rows * cols), noise.floats(cols));
+        let (x, delta, weight) =
+            (noise.halves::<T>(rows * cols), noise.halves::<T>(rows * cols), noise.floats(cols));
         for with_delta in [false, true] {
             let (mut sum, mut found_sum) = (x.clone(), x.clone());
             let residual = match with_delta {
@@ -114,7 +120,7 @@ fn rows() {
         assert_eq!(bits(&found_sum), bits(&sum));
         assert_ne!(bits(&sum), bits(&x));
 
-        let both = noise.bf16s(2 * rows * cols);
+        let both = noise.halves::<T>(2 * rows * cols);
         let out = stream.view_mut(&mut expected);
         kernels.silu_mul(&stream, &activation::SiluMul { x: stream.view(&both), out, cols }).unwrap();
         launch!(

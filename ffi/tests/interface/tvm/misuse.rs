@@ -26,7 +26,12 @@ fn misuse_raises_errors() {
     refused(call("add", &[value(&x), value(&delta), NONE]), "TypeError", &["takes 2 arguments", "got 3"]);
     refused(add(&x, NONE), "TypeError", &["`delta` is None", "expected a tensor"]);
     refused(add(&x, float(1.0)), "TypeError", &["`delta` is a number"]);
-    refused(add(&Tensor { code: 2, ..x }, value(&delta)), "TypeError", &["`x`", "f16", "expected bf16"]);
+    let wide = Tensor { code: 2, bits: 32, ..x };
+    refused(add(&wide, value(&delta)), "TypeError", &["`x`", "f32", "expected bf16 or f16"]);
+    // f16 beside bf16.
+    let f16 = Tensor { code: 2, ..x };
+    refused(add(&f16, value(&delta)), "TypeError", &["`delta`", "type bf16", "expected f16"]);
+    refused(add(&x, value(&f16)), "TypeError", &["`delta`", "type f16", "expected bf16"]);
     let lanes = Tensor { lanes: 2, ..x };
     refused(add(&lanes, value(&delta)), "TypeError", &["bf16x2"]);
     let shape = [2, 9i64];

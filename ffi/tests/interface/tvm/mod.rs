@@ -7,6 +7,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use flexdraft_ffi::*;
+use half::f16;
 
 use crate::support::{Noise, attempt, compile, folder};
 
@@ -117,13 +118,14 @@ fn call(name: &str, values: &[Any]) -> Result<Any, (String, String)> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Type {
     Bf16,
+    F16,
     F32,
     I32,
     U32,
     /// A struct of the C interface, by its number and size.
     Struct(u32, usize),
 }
-use Type::{Bf16, F32, I32, Struct, U32};
+use Type::{Bf16, F16, F32, I32, Struct, U32};
 
 const SAMPLING: Type = Struct(FLEXDRAFT_ROW_SAMPLING, 40);
 const STATS: Type = Struct(FLEXDRAFT_ROW_STATS, 48);
@@ -144,7 +146,7 @@ impl Operand {
     fn new(kind: Type, shape: &[usize]) -> Self {
         let count: usize = shape.iter().product();
         let (bytes, last) = match kind {
-            Bf16 => (2, None),
+            Bf16 | F16 => (2, None),
             F32 | I32 | U32 => (4, None),
             Struct(_, size) => (size, Some(size)),
         };
@@ -165,6 +167,7 @@ impl Operand {
         let count = shape.iter().product();
         match kind {
             Bf16 => Operand::of(kind, shape, &noise.bf16s(count)),
+            F16 => Operand::of(kind, shape, &noise.halves::<f16>(count)),
             _ => Operand::of(kind, shape, &noise.floats(count)),
         }
     }
@@ -173,6 +176,7 @@ impl Operand {
     fn buffer(&mut self) -> FlexdraftBuffer {
         let (dtype, last) = match self.kind {
             Bf16 => (FLEXDRAFT_BF16, 0),
+            F16 => (FLEXDRAFT_F16, 0),
             F32 => (FLEXDRAFT_F32, 0),
             I32 => (FLEXDRAFT_I32, 0),
             U32 => (FLEXDRAFT_U32, 0),
@@ -187,6 +191,7 @@ impl Operand {
     fn tensor(&mut self) -> Tensor {
         let (code, bits) = match self.kind {
             Bf16 => (4, 16),
+            F16 => (2, 16),
             F32 => (2, 32),
             I32 => (0, 32),
             U32 => (1, 32),

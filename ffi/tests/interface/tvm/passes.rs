@@ -7,8 +7,10 @@ use flexdraft::kernels::acceptance::Verdict;
 use flexdraft_ffi::*;
 
 use super::Argument::{At, Value};
-use super::Type::{Bf16, F32, I32, U32};
-use super::{Any, NONE, Operand, Tensor, VERDICT, call, flag, float, int, number, same, value, values_of};
+use super::Type::{Bf16, F16, F32, I32, U32};
+use super::{
+    Any, NONE, Operand, Tensor, Type, VERDICT, call, flag, float, int, number, same, value, values_of,
+};
 use crate::support::{ABSENT, NO_ROWS, Noise, Opened, sequence};
 
 /// A pass of TVM-FFI. Dropping it calls the object's deleter as TVM-FFI does when the last reference goes.
@@ -80,6 +82,11 @@ fn part(matrix: &mut Operand, row: usize, column: usize, shape: &[i64; 2], strid
 
 #[test]
 fn passes_rope_and_attention() {
+    passes_rope_and_attention_of(Bf16);
+    passes_rope_and_attention_of(F16);
+}
+
+fn passes_rope_and_attention_of(half: Type) {
     let (opened, mut noise) = (Opened::new(), Noise(7));
     let (q_heads, kv_heads, head_dim, pages, page_size) = (4, 2, 64, 3, 16);
     let ids = [[2u32, 0], [1, 1]];
@@ -119,12 +126,12 @@ fn passes_rope_and_attention() {
     let heads =
         FlexdraftHeads { q_heads: q_heads as u64, kv_heads: kv_heads as u64, head_dim: head_dim as u64 };
     let mut operands = vec![
-        Operand::noise(Bf16, &[rows, columns], &mut noise),
+        Operand::noise(half, &[rows, columns], &mut noise),
         table[1].clone(),
         Operand::noise(F32, &[head_dim], &mut noise),
         Operand::noise(F32, &[head_dim], &mut noise),
-        Operand::noise(Bf16, &cached, &mut noise),
-        Operand::noise(Bf16, &cached, &mut noise),
+        Operand::noise(half, &cached, &mut noise),
+        Operand::noise(half, &cached, &mut noise),
         Operand::new(U32, &[1]),
     ];
     for masks in [false, true] {
@@ -179,7 +186,7 @@ fn passes_rope_and_attention() {
         operands[0].clone(),
         operands[4].clone(),
         operands[5].clone(),
-        Operand::new(Bf16, &[rows, q_heads * head_dim]),
+        Operand::new(half, &[rows, q_heads * head_dim]),
         Operand::new(F32, &[rows, q_heads]),
         Operand::new(F32, &[len]),
         Operand::noise(F32, &[q_heads], &mut noise),
@@ -253,7 +260,7 @@ fn passes_rope_and_attention() {
     // A cache with heads before tokens, seen as [page, token, head, dim] by its strides, gives the same output.
     let [_, page, token, _] = [0, 16 * 2 * 64, 2 * 64, 64usize];
     let turn = |from: &Operand| {
-        let (from, mut to) = (from.elements::<u16>(), Operand::new(Bf16, &cached));
+        let (from, mut to) = (from.elements::<u16>(), Operand::new(half, &cached));
         let out: &mut [u16] = bytemuck::cast_slice_mut(&mut to.memory);
         for (at, &element) in from.iter().enumerate().take(pages * page) {
             let (p, t, h, d) = (at / page, at / token % 16, at / 64 % 2, at % 64);

@@ -5,19 +5,24 @@ use std::ptr;
 use flexdraft_ffi::*;
 
 use super::Argument::{At, Value};
-use super::Type::{Bf16, F32, I32, U32};
-use super::{NONE, Operand, float, same};
+use super::Type::{Bf16, F16, F32, I32, U32};
+use super::{NONE, Operand, Type, float, same};
 use crate::support::{ABSENT, Noise, Opened};
 
 #[test]
 fn rows() {
+    rows_of(Bf16);
+    rows_of(F16);
+}
+
+fn rows_of(half: Type) {
     let opened = Opened::new();
     let mut noise = Noise(5);
     let (rows, cols, vocab) = (3, 24, 4);
-    let bf16s = |shape: [usize; 2], noise: &mut Noise| Operand::noise(Bf16, &shape, noise);
+    let halves = |shape: [usize; 2], noise: &mut Noise| Operand::noise(half, &shape, noise);
     let ids = Operand::of(I32, &[rows], &[2i32, -1, 3]);
-    let table = bf16s([vocab, cols], &mut noise);
-    let (out, word) = (Operand::new(Bf16, &[rows, cols]), Operand::new(U32, &[1]));
+    let table = halves([vocab, cols], &mut noise);
+    let (out, word) = (Operand::new(half, &[rows, cols]), Operand::new(U32, &[1]));
     let operands = [ids, table, out, word];
     let arguments = [At(0), At(1), At(2), At(3)];
     let c = c!(opened, flexdraft_embed, |b| versioned!(FlexdraftEmbed {
@@ -38,8 +43,8 @@ fn rows() {
     }));
     same("gather", &operands[..3], &[At(0), At(1), At(2), Value(NONE)], c);
 
-    let (x, delta) = (bf16s([rows, cols], &mut noise), bf16s([rows, cols], &mut noise));
-    let (weight, out) = (Operand::noise(F32, &[cols], &mut noise), Operand::new(Bf16, &[rows, cols]));
+    let (x, delta) = (halves([rows, cols], &mut noise), halves([rows, cols], &mut noise));
+    let (weight, out) = (Operand::noise(F32, &[cols], &mut noise), Operand::new(half, &[rows, cols]));
     let operands = [x, delta, weight, out];
     for with_delta in [false, true] {
         let c = c!(opened, flexdraft_rms_norm, |b| versioned!(FlexdraftRmsNorm {
@@ -56,7 +61,7 @@ fn rows() {
     let c = c!(opened, flexdraft_add, |b| versioned!(FlexdraftAdd { x: b[0], delta: b[1] }));
     same("add", &operands[..2], &[At(0), At(1)], c);
 
-    let operands = [bf16s([rows, 2 * cols], &mut noise), Operand::new(Bf16, &[rows, cols])];
+    let operands = [halves([rows, 2 * cols], &mut noise), Operand::new(half, &[rows, cols])];
     let c = c!(opened, flexdraft_silu_mul, |b| versioned!(FlexdraftSiluMul {
         cols: cols as u64,
         x: b[0],
@@ -65,7 +70,7 @@ fn rows() {
     same("silu_mul", &operands, &[At(0), At(1)], c);
     let owner = Operand::of(I32, &[rows], &[1i32, -1, 9]);
     let operands =
-        [bf16s([rows, cols], &mut noise), bf16s([2, cols], &mut noise), owner, Operand::new(I32, &[1])];
+        [halves([rows, cols], &mut noise), halves([2, cols], &mut noise), owner, Operand::new(I32, &[1])];
     let c = c!(opened, flexdraft_silu_add, |b| versioned!(FlexdraftSiluAdd {
         cols: cols as u64,
         x: b[0],

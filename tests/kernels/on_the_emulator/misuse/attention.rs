@@ -74,7 +74,7 @@ impl Launch for Attention {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let pass = &self.length.map_or_else(|| tables(host), |length| tables_of_length(host, length));
         let qkv = match &self.separate {
-            None => self.qkv.view(host).into(),
+            None => self.qkv.view::<bf16>(host).into(),
             Some((parts, stride)) => {
                 let [q, mask_q, mask_k, mask_v] =
                     parts.each_ref().map(|memory| HeadRows { view: memory.view(host), stride: *stride });

@@ -40,7 +40,7 @@ fn by_index(kernel: &'static str) -> ByIndex {
 impl Launch for ByIndex {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let (kernels, stream, cols) = (&host.kernels, &host.stream, self.cols);
-        let (index, table) = (self.index.view(host), self.table.view(host));
+        let (index, table) = (self.index.view(host), self.table.view::<bf16>(host));
         let (out, error) = (self.out.view_mut(host), Some(self.error.view_mut(host)));
         match self.kernel {
             "embed" => kernels.embed(stream, &Embed { ids: index, table, out, error, cols }),
@@ -104,7 +104,7 @@ fn norm_of_a_sum() -> Norm {
 
 impl Launch for Norm {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
-        let x = match &self.delta {
+        let x: Residual<'_> = match &self.delta {
             None => Residual::Is(self.x.view(host)),
             Some(delta) => Residual::Add { x: self.x.view_mut(host), delta: delta.view(host) },
         };
@@ -150,9 +150,12 @@ impl Launch for Two {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let (kernels, stream, cols) = (&host.kernels, &host.stream, self.cols);
         match self.kernel {
-            "add" => kernels.add(stream, &Add { x: self.x.view_mut(host), delta: self.other.view(host) }),
+            "add" => {
+                let (x, delta) = (self.x.view_mut::<bf16>(host), self.other.view(host));
+                kernels.add(stream, &Add { x, delta })
+            }
             _ => {
-                let (x, out) = (self.x.view(host), self.other.view_mut(host));
+                let (x, out) = (self.x.view::<bf16>(host), self.other.view_mut(host));
                 kernels.silu_mul(stream, &SiluMul { x, out, cols })
             }
         }
@@ -257,7 +260,7 @@ impl Launch for Append {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let pass = &tables(host);
         let qkv = match &mut self.separate {
-            None => self.qkv.view_mut(host).into(),
+            None => self.qkv.view_mut::<bf16>(host).into(),
             Some(([q, k, v], stride)) => ProjectionsMut::Separate {
                 q: HeadRowsMut { view: q.view_mut(host), stride: *stride },
                 k: HeadRowsMut { view: k.view_mut(host), stride: *stride },
