@@ -20,7 +20,14 @@ mod products;
 mod soak;
 mod streams;
 
-// This module, which the whole workspace shares, sets the number of steps of long tests.
+// The whole workspace shares these modules: kernels with a stream and operands, numbers for operands, and the number of
+// steps of long tests.
+#[allow(dead_code)]
+#[path = "../../../../tests/support/bench.rs"]
+mod bench;
+#[allow(dead_code)]
+#[path = "../../../../tests/support/noise.rs"]
+mod noise;
 #[allow(dead_code)]
 #[path = "../../../../tests/support/properties.rs"]
 mod properties;

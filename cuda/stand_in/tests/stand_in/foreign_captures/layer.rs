@@ -1,16 +1,13 @@
-//! Tests that another engine can capture the kernels in a graph of its own, on a stream of its own, and replay the graph
-//! for steps with other lengths: lengths are in device memory, rows beyond the pass are padding, and the workspace is
-//! large enough for the longest step.
+//! Tests that a captured layer, from rotation to attention, serves steps of other lengths.
 
-use cudarc::driver::result;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables, ScoreChanges};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
-use flexdraft::runtime::{Cuda, RawCuda, RawStream, Runtime, Simt, SimtOptions};
+use flexdraft::runtime::{Runtime, Simt, SimtOptions};
 use half::bf16;
 
+use super::on_a_foreign_stream;
 use crate::process::{succeeds, this_test};
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
@@ -150,42 +147,28 @@ fn expected() -> Vec<Vec<u16>> {
 }
 
 #[test]
-fn a_captured_graph_serves_steps_of_other_lengths() {
+fn a_captured_layer_serves_steps_of_other_lengths() {
     for streams in ["eager", "late"] {
         succeeds(this_test!(), streams, &[("STREAMS", streams)], || {
-            let context = Cuda::context(0).unwrap();
-            let kernels = Kernels::new(RawCuda::new(&context).unwrap());
-            let raw = result::stream::create(result::stream::StreamKind::NonBlocking).unwrap();
-            {
-                // SAFETY: the stream is of this context, and destroyed after this block.
-                let stream = unsafe { RawStream::new(&context, raw as u64) };
-                let mut layer = Layer::new(&kernels, &stream);
+            on_a_foreign_stream(|foreign| {
+                let (kernels, stream) = (&foreign.bench.kernels, &foreign.bench.stream);
+                let mut layer = Layer::new(kernels, stream);
                 // The captured step is the longest that the graph has to serve.
-                layer.fill(&kernels, &stream, [LONGEST - CANDIDATES; 2]);
-                // SAFETY: stream and graphs are alive until they are destroyed below, and the operands stay where they are.
-                unsafe {
-                    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-                    result::stream::begin_capture(raw, mode).unwrap();
-                    layer.launch(&kernels, &stream);
-                    let graph = result::stream::end_capture(raw).unwrap();
-                    let executable = result::graph::instantiate(graph, CUgraphInstantiate_flags(0)).unwrap();
-                    let mut found = Vec::new();
-                    for step in STEPS {
-                        layer.fill(&kernels, &stream, step);
-                        result::graph::launch(executable, raw).unwrap();
-                        found.push(layer.result(&kernels, &stream));
-                    }
-                    assert_eq!(found, expected());
-                    // The steps differ, and padding rows are zeros.
-                    assert!(found.windows(2).all(|pair| pair[0] != pair[1]));
-                    let padding = ROWS * SHAPE.out_cols();
-                    assert!(found.iter().all(|out| out[padding..].iter().all(|&bits| bits == 0)));
-                    result::graph::exec_destroy(executable).unwrap();
-                    result::graph::destroy(graph).unwrap();
+                layer.fill(kernels, stream, [LONGEST - CANDIDATES; 2]);
+                // SAFETY: the operands stay where they are.
+                let graph = unsafe { foreign.captured(|| layer.launch(kernels, stream)) };
+                let mut found = Vec::new();
+                for step in STEPS {
+                    layer.fill(kernels, stream, step);
+                    graph.launch();
+                    found.push(layer.result(kernels, stream));
                 }
-            }
-            // SAFETY: nothing uses the stream any more.
-            unsafe { result::stream::destroy(raw) }.unwrap();
+                assert_eq!(found, expected());
+                // The steps differ, and padding rows are zeros.
+                assert!(found.windows(2).all(|pair| pair[0] != pair[1]));
+                let padding = ROWS * SHAPE.out_cols();
+                assert!(found.iter().all(|out| out[padding..].iter().all(|&bits| bits == 0)));
+            });
         });
     }
 }
