@@ -217,8 +217,12 @@ pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
     stream.gumbel_argmax(weights.iter().map(|weight| weight.ln() as f32))
 }
 
-/// Returns the largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.
+/// Returns the largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token. Returns 0 if
+/// no logit is above −∞, because no token can then be drawn.
 pub fn confidence(logits: &[f32]) -> f32 {
+    if !logits.iter().any(|&logit| logit > f32::NEG_INFINITY) {
+        return 0.0;
+    }
     let sum: f64 = scaled(logits, Some(1.0)).iter().map(|&s| f64::from(s).exp()).sum();
     (1.0 / sum) as f32
 }

@@ -85,7 +85,7 @@ FLEXDRAFT_INLINE FlexdraftRowStats walk_row(const FlexdraftWalkParams& p, int32_
     stats.max = largest_of_lanes<32>(own.logit);
     stats.inverse_temperature = counted_inverse(sampling.inverse_temperature);
     stats.cut_score = -infinity, stats.cut_id = INT32_MAX;
-    stats.token_logit = -infinity, stats.confidence = 1.0f;
+    stats.token_logit = -infinity;
     before = 0;
     if (stats.max > -infinity) {
         // +inf − +inf is NaN, so equal logits are compared first.

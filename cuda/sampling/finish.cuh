@@ -117,7 +117,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
     stats.max = max;
     stats.inverse_temperature = counted_inverse(sampling.inverse_temperature);
     stats.cut_score = -infinity, stats.cut_id = INT32_MAX, stats.kept = p.vocab;
-    stats.token_logit = -infinity, stats.confidence = 1.0f;
+    stats.token_logit = -infinity;
     if (max > -infinity) {
         float sum = 0.0f, plain_sum = 0.0f;
         Winner winner = {.value = -infinity, .id = INT32_MAX, .logit = -infinity};

@@ -36,7 +36,7 @@ struct FlexdraftRowStats {
     float max;                 /* the largest logit of the row */
     float log_sum;             /* ln of the sum of exp(score) over the ids that are kept; 0 at temperature 0 */
     float probability;         /* the probability of `token` */
-    float confidence;          /* the largest probability at temperature 1, with no id dropped */
+    float confidence;          /* the largest probability at temperature 1, with no id dropped; 0 if max is −inf */
     float token_logit;         /* the logit of `token` */
     float draft_probability;   /* the probability of the row's draft token; 0 without a draft token */
     float inverse_temperature; /* 1 / temperature of the row; 0 if the row is greedy */

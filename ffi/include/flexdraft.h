@@ -812,7 +812,7 @@ typedef struct FlexdraftRowStats {
     float log_sum;
     // Probability of `token`.
     float probability;
-    // The largest probability at temperature 1, with nothing dropped.
+    // The largest probability at temperature 1, with nothing dropped; 0 if no logit is above −∞.
     float confidence;
     // Logit of `token`.
     float token_logit;

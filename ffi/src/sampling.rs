@@ -74,7 +74,7 @@ pub struct FlexdraftRowStats {
     pub log_sum: f32,
     /// Probability of `token`.
     pub probability: f32,
-    /// The largest probability at temperature 1, with nothing dropped.
+    /// The largest probability at temperature 1, with nothing dropped; 0 if no logit is above −∞.
     pub confidence: f32,
     /// Logit of `token`.
     pub token_logit: f32,

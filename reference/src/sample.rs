@@ -37,8 +37,12 @@ pub fn draw_by_weights<F: Float>(weights: &[F], numbers: &Numbers) -> u32 {
     draw(&log_weights, numbers)
 }
 
-/// Returns the confidence of a draft: the largest probability of softmax(`logits`) at temperature 1.
+/// Returns the confidence of a draft: the largest probability of softmax(`logits`) at temperature 1; 0 if no logit is
+/// above −∞, because no token can then be drawn.
 pub fn confidence<F: Float>(logits: &[F]) -> F {
+    if !logits.iter().any(|&logit| logit > F::NEG_INFINITY) {
+        return F::ZERO;
+    }
     let logits = sanitize(logits);
     let largest = logits.iter().copied().fold(F::NEG_INFINITY, F::max);
     F::ONE / logits.iter().map(|&logit| (logit - largest).exp()).sum()
@@ -94,6 +98,8 @@ mod tests {
         let logits = [0.1f64, 0.2, 0.6, 0.1].map(|p| p.ln() + 100.0);
         assert!((confidence(&logits) - 0.6).abs() < 1e-12);
         assert_eq!(confidence(&[f64::INFINITY, 3.0, f64::INFINITY]), 0.5);
+        assert_eq!(confidence(&[f64::NAN, 3.0, f64::NEG_INFINITY]), 1.0);
+        assert_eq!(confidence(&[f64::NAN, f64::NEG_INFINITY]), 0.0);
     }
 
     /// In 40,000 draws, weights 1 : 2 : 5 : 0 give the expected frequencies (within five standard deviations).

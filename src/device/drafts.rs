@@ -72,7 +72,7 @@ impl DraftRows<'_> {
 pub struct DraftToken {
     /// Vocabulary id.
     pub token: u32,
-    /// The largest probability of the slot's softmax at temperature 1.
+    /// The largest probability of the slot's softmax at temperature 1; 0 if no logit of the slot is above −∞.
     pub confidence: f32,
 }
 

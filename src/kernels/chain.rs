@@ -15,8 +15,8 @@
 //! ([`ChosenRows`](super::acceptance::ChosenRows)). A score is one sum in f32 in a fixed order and is not rounded again, so
 //! a draft has the same bits in any batch.
 //!
-//! If no s_j is above −∞, the token is id 0, with probability 1, as in [`Kernels::sample`], and the walk goes on from the
-//! first id of C_j.
+//! If no s_j is above −∞, the token is id 0, with probability 1 and confidence 0, as in [`Kernels::sample`], and the walk
+//! goes on from the first id of C_j.
 
 use super::limits;
 use super::operands::{Grid, Operands};

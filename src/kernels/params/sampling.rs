@@ -70,7 +70,7 @@ pub struct FlexdraftRowStats {
     pub log_sum: f32,
     /// the probability of `token`
     pub probability: f32,
-    /// the largest probability at temperature 1, with no id dropped
+    /// the largest probability at temperature 1, with no id dropped; 0 if max is −inf
     pub confidence: f32,
     /// the logit of `token`
     pub token_logit: f32,

@@ -15,8 +15,9 @@
 //! [`warp`](crate::sampling::warp) keeps; weights are in fixed point (units of 2⁻⁴³ of the largest) instead of doubles.
 //!
 //! A NaN among the logits counts as −∞ and sets bit 4 of the error word. Logits of +∞ share the probability equally; if
-//! no logit is above −∞, id 0 has all of it. No input gives an id outside the vocabulary. The statistics of such rows name
-//! the [fault](RowStats::logits_fault), and acceptance ends a sequence at a faulty row of its target.
+//! no logit is above −∞, id 0 has all of it, and the confidence is 0. No input gives an id outside the vocabulary. The
+//! statistics of such rows name the [fault](RowStats::logits_fault), and acceptance ends a sequence at a faulty row of its
+//! target.
 //!
 //! ```
 //! # #[cfg(feature = "simt")] {

@@ -94,7 +94,7 @@ pub struct RowStats {
     pub log_sum: f32,
     /// The probability of `token`.
     pub probability: f32,
-    /// The largest probability of the softmax at temperature 1, with nothing dropped.
+    /// The largest probability of the softmax at temperature 1, with nothing dropped; 0 if no logit is above −∞.
     pub confidence: f32,
     /// The logit of `token`.
     pub token_logit: f32,

@@ -269,6 +269,7 @@ fn the_longest_draft() {
     for processor in processors() {
         let walked = walk(&bench(processor, Checking::Accesses, 3), &case);
         assert_eq!([0, 20, 21, 62].map(|row| walked.stats[row].token), [0; 4]);
+        assert_eq!([0, 20, 21, 62].map(|row| walked.stats[row].confidence), [0.0; 4]);
         check(&case, &walked);
     }
 }

@@ -330,8 +330,8 @@ fn odd_rows_have_a_defined_outcome() {
     let truncated = SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.01, ..one };
     let rows: [(&[f32], i32, f32); 7] = [
         (&[NAN, 1.0, -INF], 1, 1.0),
-        (&[NAN, -INF, NAN], 0, 1.0),
-        (&[-INF, -INF, -INF], 0, 1.0),
+        (&[NAN, -INF, NAN], 0, 0.0),
+        (&[-INF, -INF, -INF], 0, 0.0),
         (&[1.0, INF, -INF], 1, 1.0),
         (&[-3.4e38, 3.4e38, NAN], 1, 1.0),
         (&[0.0, -0.0, NAN], -1, 0.5),
