@@ -7,7 +7,7 @@ use super::operands::Operands;
 use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
 use super::{HalfFloat, KernelError};
-use crate::runtime::{View, ViewMut};
+use crate::runtime::{Access, View, ViewMut};
 
 /// Strides of a paged K or V tensor, in elements. The elements of a head are adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,8 +136,8 @@ impl<T: HalfFloat> PagedKv<'_, T> {
             shape.extent(operands, "k cache", self.k_strides)?,
             shape.extent(operands, "v cache", self.v_strides)?,
         );
-        let k = operands.read_at_least("k cache", &self.k, k, 16)? as u64;
-        let v = operands.read_at_least("v cache", &self.v, v, 16)? as u64;
+        let k = operands.at_least("k cache", &self.k, k, 16, Access::Read)? as u64;
+        let v = operands.at_least("v cache", &self.v, v, 16, Access::Read)? as u64;
         Ok(shape.params((k, self.k_strides), (v, self.v_strides)))
     }
 }

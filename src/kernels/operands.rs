@@ -62,33 +62,20 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
-    /// Returns the pointer to an operand that the kernel reads, with the checks of [`read`](Operands::read), but at
-    /// least `needed` elements.
-    pub fn read_at_least<T: Element>(
+    /// Returns the pointer to an operand with the checks of [`read`](Operands::read), but at least `needed` elements. An
+    /// operand that the kernel only reads has [`Access::Write`] if its memory interleaves with memory that the kernel
+    /// writes, such as other columns of the same rows: the emulator then allows writes to all of the memory.
+    pub fn at_least<T: Element>(
         &mut self,
         operand: &'static str,
         view: &View<'_, T>,
         needed: usize,
         alignment: usize,
+        access: Access,
     ) -> Result<*const T, KernelError> {
         let expected = view.len().max(needed);
         self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
-        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
-    }
-
-    /// Returns the pointer to an operand that the kernel reads, with the checks of [`read_at_least`](Self::read_at_least),
-    /// whose memory may interleave with memory that the kernel writes: other columns of the same rows. The emulator's
-    /// checks allow writes to all of it.
-    pub fn read_between_writes<T: Element>(
-        &mut self,
-        operand: &'static str,
-        view: &View<'_, T>,
-        needed: usize,
-        alignment: usize,
-    ) -> Result<*const T, KernelError> {
-        let expected = view.len().max(needed);
-        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
-        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *const T)
+        Ok(self.push::<T>(operand, view.address(), view.len(), access)? as *const T)
     }
 
     /// Returns the number of columns of a fused q, k and v projection with these heads, if attention supports them.
@@ -144,9 +131,7 @@ impl Operands {
         needed: usize,
         alignment: usize,
     ) -> Result<*mut T, KernelError> {
-        let expected = view.len().max(needed);
-        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
-        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
+        Ok(self.at_least(operand, &view.as_view(), needed, alignment, Access::Write)?.cast_mut())
     }
 
     /// Converts a size to `i32`, the kernels' type for sizes; an error if it does not fit.

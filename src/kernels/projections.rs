@@ -6,7 +6,7 @@ use super::limits;
 use super::operands::Operands;
 use super::{HalfFloat, KernelError};
 use crate::layout::AttentionShape;
-use crate::runtime::{View, ViewMut};
+use crate::runtime::{Access, View, ViewMut};
 
 /// Rows of heads that a kernel reads: row r begins at element r · `stride`, and its heads are adjacent.
 #[derive(Debug)]
@@ -126,40 +126,18 @@ impl Checked<'_> {
         self.operands.product(name, &[before, stride])?.checked_add(row).ok_or(overflow)
     }
 
-    fn read<T: HalfFloat>(
+    /// Returns `rows` rows of `heads` heads, which lie `stride` elements apart in `view`, as parameters.
+    fn rows<T: HalfFloat>(
         &mut self,
         name: &'static str,
-        HeadRows { view, stride }: &HeadRows<'_, T>,
+        (view, stride): (&View<'_, T>, usize),
         rows: usize,
         heads: usize,
+        access: Access,
     ) -> Result<RowsAt, KernelError> {
-        let needed = self.extent(name, rows, heads, *stride)?;
-        let address = self.operands.read_at_least(name, view, needed, 16)?;
-        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
-    }
-
-    fn read_between_writes<T: HalfFloat>(
-        &mut self,
-        name: &'static str,
-        HeadRows { view, stride }: &HeadRows<'_, T>,
-        rows: usize,
-        heads: usize,
-    ) -> Result<RowsAt, KernelError> {
-        let needed = self.extent(name, rows, heads, *stride)?;
-        let address = self.operands.read_between_writes(name, view, needed, 16)?;
-        Ok(RowsAt { address: address.cast_mut().cast(), stride: *stride as i64 }.unless_none(rows))
-    }
-
-    fn write<T: HalfFloat>(
-        &mut self,
-        name: &'static str,
-        HeadRowsMut { view, stride }: &HeadRowsMut<'_, T>,
-        rows: usize,
-        heads: usize,
-    ) -> Result<RowsAt, KernelError> {
-        let needed = self.extent(name, rows, heads, *stride)?;
-        let address = self.operands.workspace(name, view, needed, 16)?.cast();
-        Ok(RowsAt { address, stride: *stride as i64 }.unless_none(rows))
+        let needed = self.extent(name, rows, heads, stride)?;
+        let address = self.operands.at_least(name, view, needed, 16, access)?;
+        Ok(RowsAt { address: address.cast_mut().cast(), stride: stride as i64 }.unless_none(rows))
     }
 }
 
@@ -202,12 +180,15 @@ impl<T: HalfFloat> Projections<'_, T> {
             }
             Projections::Separate { q, masks: of_masks } => {
                 let mut checked = Checked { operands, head_dim };
-                let q = checked.read("q", q, candidates, q_heads)?;
+                let mut read = |name, HeadRows { view, stride }: &HeadRows<'_, T>, rows, heads| {
+                    checked.rows(name, (view, *stride), rows, heads, Access::Read)
+                };
+                let q = read("q", q, candidates, q_heads)?;
                 let (mask_q, mask_k, mask_v) = match of_masks {
                     Some(of_masks) => (
-                        checked.read("mask q", &of_masks.q, masks, q_heads)?,
-                        checked.read("mask k", &of_masks.k, masks, kv_heads)?,
-                        checked.read("mask v", &of_masks.v, masks, kv_heads)?,
+                        read("mask q", &of_masks.q, masks, q_heads)?,
+                        read("mask k", &of_masks.k, masks, kv_heads)?,
+                        read("mask v", &of_masks.v, masks, kv_heads)?,
                     ),
                     None if masks == 0 => (RowsAt::NONE, RowsAt::NONE, RowsAt::NONE),
                     None => {
@@ -246,9 +227,11 @@ impl<T: HalfFloat> ProjectionsMut<'_, T> {
             }
             ProjectionsMut::Separate { q, k, v } => {
                 let mut checked = Checked { operands, head_dim };
-                let q = checked.write("q", q, end - first, q_heads)?;
-                let k = checked.write("k", k, end - first, kv_heads)?;
-                let v = checked.read_between_writes("v", v, end - first, kv_heads)?;
+                let rows = end - first;
+                let q = checked.rows("q", (&q.view.as_view(), q.stride), rows, q_heads, Access::Write)?;
+                let k = checked.rows("k", (&k.view.as_view(), k.stride), rows, kv_heads, Access::Write)?;
+                // v may lie in other columns of the rows of q and k.
+                let v = checked.rows("v", (&v.view, v.stride), rows, kv_heads, Access::Write)?;
                 Ok(([q, k, v], table_rows.max(pass_rows)))
             }
         }

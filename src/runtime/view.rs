@@ -165,6 +165,11 @@ impl<T: Element> ViewMut<'_, T> {
     pub unsafe fn from_raw(address: u64, len: usize, queue: QueueId) -> Self {
         Self::of(Span::new(address, len, queue, None))
     }
+
+    /// Returns a view of the same memory that only reads.
+    pub(crate) fn as_view(&self) -> View<'_, T> {
+        View::of(Span::new(self.span.address, self.span.len, self.span.queue, None))
+    }
 }
 
 /// Returns the identity of a CUDA stream as a queue.
