@@ -32,19 +32,22 @@ use crate::traced::{Log, Traced, Waits};
 /// Name of the file that gets a line of JSON per launch.
 const FILE: &str = "first-kernels.jsonl";
 
-/// Prepares the operands of a case and launches its kernels.
-type Run<R> = Box<dyn Fn(&Machine<Traced<R>>) -> Result<(), KernelError>>;
+/// Prepares the operands of a case, and launches its kernels as often as the number says.
+type Run<R> = Box<dyn Fn(&Machine<Traced<R>>, usize) -> Result<(), KernelError>>;
 
 /// A case to launch, and the shared memory that a CTA may take in this case, in KiB (the device's limit if `None`).
-struct Planned<R: Waits> {
-    name: String,
+pub struct Planned<R: Waits> {
+    pub name: String,
     shared_kib: Option<u32>,
     run: Run<R>,
 }
 
-/// Returns a plan that launches the kernels of `case` once.
-fn once<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planned<R> {
-    let run = move |machine: &Machine<Traced<R>>| case.prepare(machine)?.launch();
+/// Returns a plan that launches the kernels of `case`.
+fn plan<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planned<R> {
+    let run = move |machine: &Machine<Traced<R>>, times: usize| {
+        let mut prepared = case.prepare(machine)?;
+        (0..times).try_for_each(|_| prepared.launch())
+    };
     Planned { name: name.into(), shared_kib: None, run: Box::new(run) }
 }
 
@@ -72,7 +75,7 @@ fn attention<R: Waits, T: Half + 'static>(
         half: PhantomData::<T>,
     };
     let name = format!("attention of {head_dim} dimensions, {groups} groups, {shared_kib} KiB, {name}");
-    Planned { shared_kib: Some(shared_kib), ..once(name, case) }
+    Planned { shared_kib: Some(shared_kib), ..plan(name, case) }
 }
 
 /// Returns a case of attention with one row whose context is long enough for the merge of many splits.
@@ -90,7 +93,7 @@ fn long_attention<R: Waits, T: Half + 'static>(name: &str, head_dim: usize) -> P
         split: 64,
         half: PhantomData::<T>,
     };
-    once(format!("attention of {head_dim} dimensions, many splits, {name}"), case)
+    plan(format!("attention of {head_dim} dimensions, many splits, {name}"), case)
 }
 
 /// Returns the cases of sampling and acceptance with logits stored as `L`.
@@ -101,13 +104,13 @@ fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     let acceptance = |rule| Acceptance { batch: 2, drafts: 3, vocab, rule, logits };
     let chain = |kernel, size| Chain { kernel, batch: 2, slots: 5, count: 7, size, stored: PhantomData::<L> };
     vec![
-        once(format!("choice of a chain's ids, {name}"), chain("chain_choose", vocab)),
-        once(format!("scores of a chain, {name}"), chain("chain_score", 40)),
-        once(format!("sampling, {name}"), sampling(3, 0, true)),
-        once(format!("calibrated sampling of few rows, {name}"), sampling(3, 64, false)),
-        once(format!("calibrated sampling of many rows, {name}"), sampling(65, 64, false)),
-        once(format!("acceptance by rejection, {name}"), acceptance("rejection")),
-        once(format!("acceptance by block, {name}"), acceptance("block")),
+        plan(format!("choice of a chain's ids, {name}"), chain("chain_choose", vocab)),
+        plan(format!("scores of a chain, {name}"), chain("chain_score", 40)),
+        plan(format!("sampling, {name}"), sampling(3, 0, true)),
+        plan(format!("calibrated sampling of few rows, {name}"), sampling(3, 64, false)),
+        plan(format!("calibrated sampling of many rows, {name}"), sampling(65, 64, false)),
+        plan(format!("acceptance by rejection, {name}"), acceptance("rejection")),
+        plan(format!("acceptance by block, {name}"), acceptance("block")),
     ]
 }
 
@@ -115,10 +118,10 @@ fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
 fn glue<R: Waits, T: Half + 'static>(name: &str) -> Vec<Planned<R>> {
     let half = PhantomData::<T>;
     let rows = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
-        .map(|kernel| once(format!("{kernel}, {name}"), Elementwise { kernel, rows: 3, cols: 576, half }));
+        .map(|kernel| plan(format!("{kernel}, {name}"), Elementwise { kernel, rows: 3, cols: 576, half }));
     let appends = [(64, 9, 3, 16), (128, 32, 8, 64)].map(|(head_dim, q_heads, kv_heads, page_size)| {
         let append = Append { rows: 2, context: 70, q_heads, kv_heads, head_dim, page_size, half };
-        once(format!("append of {head_dim} dimensions, {name}"), append)
+        plan(format!("append of {head_dim} dimensions, {name}"), append)
     });
     rows.into_iter().chain(appends).collect()
 }
@@ -139,15 +142,15 @@ fn of_attention<R: Waits, T: Half + 'static>(name: &str) -> Vec<Planned<R>> {
 }
 
 /// Returns cases that launch every kernel, the shortest cases first.
-fn planned<R: Waits>() -> Vec<Planned<R>> {
+pub fn planned<R: Waits>() -> Vec<Planned<R>> {
     let mut all: Vec<Planned<R>> = glue::<R, bf16>("bf16");
     all.extend(glue::<R, f16>("f16"));
-    all.push(once("rope_table", Rotations { batch: 2, candidates: 3, head_dim: 128 }));
+    all.push(plan("rope_table", Rotations { batch: 2, candidates: 3, head_dim: 128 }));
     for kernel in ["select_drafts", "follow_verdicts"] {
-        all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
+        all.push(plan(kernel, Selection { kernel, batch: 2, slots: 16 }));
     }
     let stored = PhantomData::<f32>;
-    all.push(once(
+    all.push(plan(
         "chain_walk",
         Chain { kernel: "chain_walk", batch: 2, slots: 16, count: 16, size: 0, stored },
     ));
@@ -171,24 +174,40 @@ where
     let inner = Arc::new(runtime);
     for case in planned::<R>().into_iter().skip(from) {
         log.add(&json!({"case": case.name}))?;
-        let all = inner.limits();
+        case.launch(&inner, &stream, log, 1).map_err(|error| format!("{}: {error}", case.name))?;
+    }
+    Ok(())
+}
+
+impl<R: Waits> Planned<R>
+where
+    R::Stream: Clone,
+{
+    /// Launches the kernels of the case, one after the other, `times` times.
+    pub fn launch(
+        &self,
+        runtime: &Arc<R>,
+        stream: &R::Stream,
+        log: &Arc<Log>,
+        times: usize,
+    ) -> Result<(), KernelError> {
+        let all = runtime.limits();
         let shared_bytes_per_cta =
-            case.shared_kib.map_or(u32::MAX, |kib| kib << 10).min(all.shared_bytes_per_cta);
+            self.shared_kib.map_or(u32::MAX, |kib| kib << 10).min(all.shared_bytes_per_cta);
         // The case sees a multiprocessor with one KiB more shared memory than one CTA may take, and at least 132
         // multiprocessors, which a merge of many splits needs.
         let limits = Limits {
             multiprocessors: all.multiprocessors.max(132),
             shared_bytes_per_cta,
-            shared_bytes_per_multiprocessor: match case.shared_kib {
+            shared_bytes_per_multiprocessor: match self.shared_kib {
                 Some(kib) => ((kib + 1) << 10).min(all.shared_bytes_per_multiprocessor),
                 None => all.shared_bytes_per_multiprocessor,
             },
         };
-        let traced = Traced { inner: inner.clone(), limits, log: log.clone() };
+        let traced = Traced { inner: runtime.clone(), limits, log: log.clone() };
         let machine = Machine { kernels: Kernels::new(traced), stream: stream.clone() };
-        (case.run)(&machine).map_err(|error| format!("{}: {error}", case.name))?;
+        (self.run)(&machine, times)
     }
-    Ok(())
 }
 
 /// Returns the kernels among `names` that have no successful launch in the file of results.

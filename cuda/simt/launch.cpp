@@ -299,7 +299,9 @@ void copy_async(uint32_t shared, const void* global, uint32_t source_bytes) {
     if (m.launch->late_copies == 0) perform(copy);
 }
 
-void wait_for_earlier_launches() { order_wait(running->current); }
+void wait_for_earlier_launches() {
+    if (running->launch->unwaited == 0) order_wait(running->current);
+}
 
 void copy_commit() {
     Thread& self = running->threads[running->current];

@@ -39,13 +39,15 @@ struct FlexdraftSimtLaunch {
     uint32_t checked;     /* nonzero: the variant that checks every access (checks.h) */
     uint32_t late_copies; /* nonzero: cp.async copies as late as its waits allow, not at once */
     uint32_t dependent;   /* nonzero: the launch may begin before the launch in front has ended */
+    uint32_t unwaited;    /* nonzero: a planted mistake, the kernel's waits for earlier launches do nothing */
+    uint32_t unused;
 };
 
 #ifdef __cplusplus
 static_assert(sizeof(FlexdraftSimtRegion) == 72 && offsetof(FlexdraftSimtRegion, written_total) == 64,
               "mirrored in Rust");
-static_assert(sizeof(FlexdraftSimtLaunch) == 88 && offsetof(FlexdraftSimtLaunch, grid) == 56 &&
-                  offsetof(FlexdraftSimtLaunch, dependent) == 84,
+static_assert(sizeof(FlexdraftSimtLaunch) == 96 && offsetof(FlexdraftSimtLaunch, grid) == 56 &&
+                  offsetof(FlexdraftSimtLaunch, unwaited) == 88,
               "mirrored in Rust");
 #endif
 

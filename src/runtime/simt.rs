@@ -83,6 +83,8 @@ pub struct Simt {
     recording: Mutex<Option<Recording>>,
     /// The history of launches, if their order is checked.
     order: Option<Mutex<LaunchOrder>>,
+    /// The kernel whose waits for earlier launches do nothing.
+    unwaited: Option<String>,
 }
 
 /// Recorded launches with their parameters: the counterpart of a captured CUDA graph. Like a graph, a
@@ -198,7 +200,7 @@ impl Simt {
 
     fn with_limits(options: SimtOptions, limits: Limits, context: u64) -> Self {
         let (traffic, calls, recording) = Default::default();
-        Simt { options, limits, context, traffic, calls, recording, order: None }
+        Simt { options, limits, context, traffic, calls, recording, order: None, unwaited: None }
     }
 
     /// Returns the same emulator, on which a launch may begin before the launches in front of it have ended, as with
@@ -210,6 +212,14 @@ impl Simt {
     pub fn with_dependent_launches(mut self) -> Self {
         let checked = self.options.checking == Checking::Accesses;
         self.order = checked.then(LaunchOrder::new).flatten().map(Mutex::new);
+        self
+    }
+
+    /// Returns the same emulator with a planted mistake: the waits of `kernel` for earlier launches do nothing, as if its
+    /// source had none. A test of [dependent launches](Self::with_dependent_launches) must find the mistake.
+    #[must_use]
+    pub fn without_waits_of(mut self, kernel: &str) -> Self {
+        self.unwaited = Some(kernel.to_owned());
         self
     }
 
@@ -251,7 +261,8 @@ impl Simt {
     /// Returns the same emulator with other limits.
     #[must_use]
     pub fn limited(self, limits: Limits) -> Self {
-        Simt { order: self.order, ..Self::with_limits(self.options, limits, self.context) }
+        let Self { order, unwaited, .. } = self;
+        Simt { order, unwaited, ..Self::with_limits(self.options, limits, self.context) }
     }
 
     /// Returns the stream of this emulator.
@@ -486,6 +497,8 @@ impl Runtime for Simt {
             checked: u32::from(checked),
             late_copies: u32::from(self.options.copies == Copies::Late),
             dependent: u32::from(order.is_some()),
+            unwaited: u32::from(self.unwaited.as_deref() == Some(launch.kernel)),
+            unused: 0,
         };
         let mut message = [0u8; 1024];
         // SAFETY: names and regions live until the call returns; the caller makes the promise about `params`.

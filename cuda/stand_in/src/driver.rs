@@ -55,6 +55,8 @@ pub struct Driver {
     handles: u64,
     calls: BTreeMap<&'static str, u64>,
     violations: u64,
+    /// Whether the kernel was launched whose waits a policy takes away.
+    pub launched_unwaited: bool,
     unreadable: Option<String>,
 }
 
@@ -72,6 +74,11 @@ impl Driver {
             Err(problem) => (Policy::default(), Some(problem)),
         };
         let checking = if policy.checked { Checking::Accesses } else { Checking::Off };
+        let mut simt =
+            Simt::new(SimtOptions { checking, ..SimtOptions::default() }).with_dependent_launches();
+        if let Some(kernel) = &policy.unwaited {
+            simt = simt.without_waits_of(kernel);
+        }
         Driver {
             initialized: false,
             retained: 0,
@@ -85,7 +92,7 @@ impl Driver {
             modules: HashMap::new(),
             functions: HashMap::new(),
             cublas: Cublas::default(),
-            simt: Simt::new(SimtOptions { checking, ..SimtOptions::default() }).with_dependent_launches(),
+            simt,
             newest_stream: LEGACY,
             products: None,
             clock: 0.0,
@@ -93,6 +100,7 @@ impl Driver {
             handles: 0x1000,
             calls: BTreeMap::new(),
             violations: 0,
+            launched_unwaited: false,
             unreadable,
             policy,
         }
@@ -360,6 +368,9 @@ extern "C" fn at_exit() {
             if !held.is_empty() {
                 driver.violation(&format!("the process ended with {held}"));
             }
+        }
+        if let Some(kernel) = driver.policy.unwaited.clone().filter(|_| !driver.launched_unwaited) {
+            driver.violation(&format!("{kernel}, whose waits a policy takes away, was never launched"));
         }
         if let Some(path) = &driver.policy.calls {
             let lines: String =

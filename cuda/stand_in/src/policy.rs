@@ -54,6 +54,8 @@ pub struct Policy {
     pub memory: u64,
     /// Whether the emulator checks every access of a kernel.
     pub checked: bool,
+    /// The kernel whose waits for earlier launches do nothing.
+    pub unwaited: Option<String>,
     /// The file to which the number of calls by name is written when the process ends.
     pub calls: Option<PathBuf>,
     /// Whether every refused call is printed.
@@ -72,6 +74,7 @@ impl Default for Policy {
             failure: None,
             memory: MEMORY,
             checked: false,
+            unwaited: None,
             calls: None,
             log: false,
         }
@@ -121,8 +124,9 @@ impl Policy {
             "accesses" => true,
             other => return wrong("CHECKING", other, "off or accesses"),
         };
+        let unwaited = Some(choice("UNWAITED")).filter(|kernel| !kernel.is_empty());
         let calls = Some(PathBuf::from(choice("CALLS"))).filter(|path| !path.as_os_str().is_empty());
         let log = choice("LOG") == "1";
-        Ok(Policy { streams, proposals, skip, failure, memory, checked, calls, log })
+        Ok(Policy { streams, proposals, skip, failure, memory, checked, unwaited, calls, log })
     }
 }

@@ -50,6 +50,8 @@ pub struct EmulatedLaunch {
     pub checked: u32,
     pub late_copies: u32,
     pub dependent: u32,
+    pub unwaited: u32,
+    pub unused: u32,
 }
 
 /// The launches in front of a launch, which only C++ knows.
@@ -61,9 +63,9 @@ pub struct LaunchHistory {
 // Assertions in `cuda/simt/launch.h` check the same layout of the two structs.
 const _: () = assert!(size_of::<CheckedRegion>() == 72 && offset_of!(CheckedRegion, written_total) == 64);
 const _: () = assert!(
-    size_of::<EmulatedLaunch>() == 88
+    size_of::<EmulatedLaunch>() == 96
         && offset_of!(EmulatedLaunch, grid) == 56
-        && offset_of!(EmulatedLaunch, dependent) == 84
+        && offset_of!(EmulatedLaunch, unwaited) == 88
 );
 
 unsafe extern "C" {

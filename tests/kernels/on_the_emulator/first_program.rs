@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::first;
 
 /// Returns the kernels that the sources list in their tables, without the kernels that test the emulator's instructions.
-fn listed() -> BTreeSet<String> {
+pub fn listed() -> BTreeSet<String> {
     let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let families = std::fs::read_dir(cuda).unwrap().map(|entry| entry.unwrap().path());
     let mut names = BTreeSet::new();
@@ -23,8 +23,13 @@ fn listed() -> BTreeSet<String> {
     names
 }
 
-fn kernels<'a>(lines: &'a [Value], key: &str) -> Vec<&'a str> {
+pub fn kernels<'a>(lines: &'a [Value], key: &str) -> Vec<&'a str> {
     lines.iter().filter_map(|line| line[key].as_str()).collect()
+}
+
+/// Returns the records of a file.
+pub fn lines(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The first program launches every kernel of the sources. A bundle has no sources, so there is nothing to compare.
@@ -35,8 +40,7 @@ fn it_launches_every_kernel() {
     }
     let directory = tempfile::tempdir().unwrap();
     first::on_simt(directory.path(), 0).unwrap();
-    let text = std::fs::read_to_string(directory.path().join("first-kernels.jsonl")).unwrap();
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = lines(&directory.path().join("first-kernels.jsonl"));
     assert_eq!(lines[0]["device"], "SIMT emulator");
     let ok: Vec<Value> = lines.iter().filter(|line| line["status"] == "ok").cloned().collect();
     assert_eq!(kernels(&lines, "launching"), kernels(&ok, "kernel"), "a launch that says nothing of its end");

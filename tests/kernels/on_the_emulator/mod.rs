@@ -1,7 +1,8 @@
 //! Tests of the kernels that need the SIMT emulator: operands that are refused before a launch, memory that a test
-//! corrupts between launches, and the bytes that each operand moves.
+//! corrupts between launches, the bytes that each operand moves, and the order of launches.
 
 mod faults;
 mod first_program;
 mod floors;
 mod misuse;
+mod waits;

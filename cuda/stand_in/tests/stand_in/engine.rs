@@ -9,11 +9,13 @@ use flexdraft::device::gpu::{CpuProducts, CudaOptions, Gpu, Peaks, ProductAlgori
 use flexdraft::device::{AttentionShape, Device, Rope};
 use flexdraft::device_selection::self_test;
 use flexdraft::kernels::Kernels;
+use flexdraft::model::weights::{ChainConfig, ChainKind, ChainWeights, LinearWeights};
 use flexdraft::model::{Architecture, DrafterWeights, Model, ModelConfig, TargetWeights};
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
-use flexdraft::tensor::DType;
+use flexdraft::tensor::{DType, Tensor};
 
+use crate::noise::halves;
 use crate::process::{Ended, ended, succeeds, this_test};
 
 /// Options without a trial of algorithms, in which the number of calls depends on times.
@@ -46,11 +48,44 @@ pub fn config() -> ModelConfig {
     }
 }
 
+/// A drafter whose weights are random.
+#[derive(Clone, Copy)]
+enum Drafter {
+    FlexDraft,
+    Chained(ChainKind),
+    Orthrus,
+}
+
+impl Drafter {
+    fn weights(self, target: &TargetWeights) -> DrafterWeights {
+        let chain = match self {
+            Self::Orthrus => return DrafterWeights::random_orthrus(target, 4, DType::Bf16, 2).unwrap(),
+            Self::FlexDraft => None,
+            Self::Chained(kind) => Some(chain(kind)),
+        };
+        DrafterWeights { chain, ..DrafterWeights::random(&config(), 1, 4, 16, DType::Bf16, 2).unwrap() }
+    }
+}
+
+/// Returns a chain of rank 16.
+fn chain(kind: ChainKind) -> ChainWeights {
+    let hidden = config().hidden_size;
+    let shapes = match kind {
+        ChainKind::Pair => [[16, hidden]; 2],
+        ChainKind::Hidden => [[16, 2 * hidden], [hidden, 16]],
+    };
+    let [first, second] = shapes.map(|shape| {
+        let weight = Tensor::from_bf16(&shape, halves(shape[1] as u64, shape[0] * shape[1])).unwrap();
+        LinearWeights { weight, bias: None }
+    });
+    ChainWeights { config: ChainConfig { kind, top_k: 5 }, first, second }
+}
+
 /// Decodes three requests in batches of two. Repeats a step that fails. Returns the tokens of
 /// each request and the number of failures; an error before the first step counts as a failure without tokens.
-fn decoded_in(mode: Mode, device: impl Device) -> (Vec<Vec<u32>>, usize) {
+fn decoded_in(mode: Mode, drafter: Drafter, device: impl Device) -> (Vec<Vec<u32>>, usize) {
     let target = TargetWeights::random(&config(), DType::Bf16, 1).unwrap();
-    let drafter = DrafterWeights::random(&config(), 1, 4, 16, DType::Bf16, 2).unwrap();
+    let drafter = drafter.weights(&target);
     let Ok(model) = Model::new(device, &target, Some(&drafter)) else { return (Vec::new(), 1) };
     let options =
         EngineOptions { max_batch: 2, cache_tokens: 256, prefill_rows: 16, ..EngineOptions::default() };
@@ -84,13 +119,13 @@ fn decoded_in(mode: Mode, device: impl Device) -> (Vec<Vec<u32>>, usize) {
 }
 
 fn decoded(device: impl Device) -> (Vec<Vec<u32>>, usize) {
-    decoded_in(Mode::Parallel, device)
+    decoded_in(Mode::Parallel, Drafter::FlexDraft, device)
 }
 
-fn expected(mode: Mode) -> Vec<Vec<u32>> {
+fn expected(mode: Mode, drafter: Drafter) -> Vec<Vec<u32>> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     let stream = kernels.runtime().stream();
-    decoded_in(mode, Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())).0
+    decoded_in(mode, drafter, Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())).0
 }
 
 /// Drafting changes no token even if no algorithm for matrix products is row-invariant.
@@ -114,15 +149,24 @@ fn peaks_without_memory_are_an_error() {
     }
 }
 
-/// Every kernel of every mode waits for earlier launches before it uses what they use. The checked kernels find an access
-/// that comes too early, in steps that run as graphs and in steps that do not.
+/// Every kernel of every mode and every drafter waits for earlier launches before it uses what they use. The checked kernels
+/// find an access that comes too early, in steps that run as graphs and in steps that do not. `planted_waits.sh` takes the
+/// wait out of each kernel, and sees this test fail.
 #[test]
 fn no_kernel_begins_too_early() {
     let counted = tempfile::NamedTempFile::new().unwrap();
     let policies = [("CHECKING", "accesses"), ("CALLS", counted.path().to_str().unwrap())];
     succeeds(this_test!(), "", &policies, || {
-        for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
-            assert_eq!(decoded_in(mode, Gpu::cuda(0).unwrap()), (expected(mode), 0));
+        for (mode, drafter) in [
+            (Mode::Parallel, Drafter::FlexDraft),
+            (Mode::Sequential, Drafter::FlexDraft),
+            (Mode::Autoregressive, Drafter::FlexDraft),
+            (Mode::Parallel, Drafter::Chained(ChainKind::Hidden)),
+            (Mode::Sequential, Drafter::Chained(ChainKind::Pair)),
+            (Mode::Sequential, Drafter::Orthrus),
+        ] {
+            let decoded = decoded_in(mode, drafter, Gpu::cuda(0).unwrap());
+            assert_eq!(decoded, (expected(mode, drafter), 0));
         }
     });
     let counts = fs::read_to_string(counted.path()).unwrap_or_default();
@@ -136,7 +180,10 @@ fn a_failed_call_changes_no_token() {
     let counted = tempfile::NamedTempFile::new().unwrap();
     let path = counted.path().to_str().unwrap();
     succeeds(this_test!(), "none", &[("CALLS", path), ("STREAMS", "late")], || {
-        assert_eq!(decoded(Gpu::cuda_with(0, WITHOUT_TRIAL).unwrap()), (expected(Mode::Parallel), 0));
+        assert_eq!(
+            decoded(Gpu::cuda_with(0, WITHOUT_TRIAL).unwrap()),
+            (expected(Mode::Parallel, Drafter::FlexDraft), 0)
+        );
     });
     let counts = fs::read_to_string(path).unwrap();
     let mut outside = Vec::new();
@@ -168,7 +215,10 @@ fn a_failed_call_changes_no_token() {
                 // A failed call that the device makes up for, such as a call in a trial of algorithms, is no failure of
                 // the step.
                 assert!(failures <= 1, "{failures}");
-                assert!(tokens.is_empty() || tokens == expected(Mode::Parallel), "{tokens:?}");
+                assert!(
+                    tokens.is_empty() || tokens == expected(Mode::Parallel, Drafter::FlexDraft),
+                    "{tokens:?}"
+                );
             });
             // A process that runs a case ends in it, or goes on behind another case without output.
             if stderr.is_empty() {
