@@ -39,8 +39,12 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     static_assert(sizeof(Shared) == SharedBytes, "what the launch asks for");
     auto* const first = reinterpret_cast<int32_t*>(memory + sizeof(Shared));
     const uint32_t base = shared_address(memory);
+    // The plan reads nothing but the tables of the pass. If only copies write them, the CTA plans while earlier launches
+    // run.
+    if (p.tables_change != 0) wait_for_earlier_launches();
+    const bool left_out = plan_items<Shape::rows>(p, first);
     wait_for_earlier_launches();
-    plan_items<Shape::rows>(p, first);
+    if (left_out && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PLAN));
     const JointCta<Shape> cta = {
         .p = p,
         .shared = *reinterpret_cast<Shared*>(memory),
@@ -77,19 +81,19 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 // Registers per thread, at most 255; two CTAs share a multiprocessor:
 //
 //   kernel                            sm_80   sm_90a
-//   joint_attention_d64_r64_s2          188      182
-//   joint_attention_d64_r64_s3          194      187
-//   joint_attention_d64_r128_s2         225      231
-//   joint_attention_d64_r128_s3         227      233
-//   joint_attention_d128_r64_s2         242      245
-//   joint_attention_d128_r64_s3         244      245
+//   joint_attention_d64_r64_s2          190      182
+//   joint_attention_d64_r64_s3          196      187
+//   joint_attention_d64_r128_s2         227      231
+//   joint_attention_d64_r128_s3         229      233
+//   joint_attention_d128_r64_s2         243      245
+//   joint_attention_d128_r64_s3         246      245
 //   joint_attention_d128_r128_s2        255      255
-//   joint_attention_d64_r64_s2_f16      188      182
-//   joint_attention_d64_r64_s3_f16      194      187
-//   joint_attention_d64_r128_s2_f16     225      230
-//   joint_attention_d64_r128_s3_f16     227      232
-//   joint_attention_d128_r64_s2_f16     243      245
-//   joint_attention_d128_r64_s3_f16     249      247
+//   joint_attention_d64_r64_s2_f16      190      182
+//   joint_attention_d64_r64_s3_f16      196      187
+//   joint_attention_d64_r128_s2_f16     227      230
+//   joint_attention_d64_r128_s3_f16     229      232
+//   joint_attention_d128_r64_s2_f16     245      245
+//   joint_attention_d128_r64_s3_f16     247      247
 //   joint_attention_d128_r128_s2_f16    255      255
 #define FLEXDRAFT_JOINT(Element, suffix, head_dim, rows, parts, stages)                                   \
     FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages##suffix, FlexdraftAttentionParams, \

@@ -43,7 +43,8 @@ struct FlexdraftAttentionParams {
     /* position / page_size is position * page_magic >> page_shift, for positions below 2^31 */
     uint32_t page_magic;
     int32_t page_shift;
-    int32_t unused;
+    /* nonzero: a kernel may have changed the tables of the pass since they were copied to the device */
+    int32_t tables_change;
 };
 
 /* The largest window, from which a row sees everything before it. */

@@ -89,9 +89,12 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
 // because only the device knows the lengths.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
 
+// Computes the plan. Returns whether a sequence that this thread counted is left out, which is an error. Writes shared
+// memory alone, so that earlier launches may still run.
 template <int32_t BlockRows>
-FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
+FLEXDRAFT_INLINE bool plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
     const int32_t pairs = plan_pairs(p.pass.batch);
+    bool left_out = false;
     // Each thread counts the items of one sequence, and threads with an even index add the counts of the next thread.
     // All lanes of a warp go around the loop together.
 #pragma unroll 1
@@ -99,7 +102,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
         int32_t full = 0, others = 0;
         if (s < p.pass.batch) {
             const SequenceItems items = items_of<BlockRows>(p, sequence_rows(p.pass, s));
-            if (items.left_out && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PLAN));
+            left_out |= items.left_out;
             full = full_items(p, items);
             others = other_items(p, items);
         }
@@ -131,6 +134,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
         }
     }
     __syncthreads(); // "plan"
+    return left_out;
 }
 
 // Returns the entry of the plan to which work item `index` belongs: the last entry that begins at or before the item.

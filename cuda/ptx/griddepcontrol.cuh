@@ -6,7 +6,8 @@
 
 // Waits until the launches in front on the stream have ended and their writes are visible, and then lets the launch
 // behind begin. Code before the call, the prologue, may run while earlier launches run: it reads parameters and memory
-// that no kernel writes, such as weights, and writes no global memory. Every thread of every kernel makes the call,
+// that no kernel writes, such as weights, and writes no global memory. A launch behind a copy does not begin early, so
+// memory that copies alone write may change between launches. Every thread of every kernel makes the call,
 // because the launch behind waits for this launch alone, which must not end before the launches in front.
 //
 // All loads of kernels are plain: nvcc moves a load by __ldg from one side of the call to the other, and leaves plain loads

@@ -397,7 +397,7 @@ impl<R: Runtime> Kernels<R> {
             window: scores.window,
             page_magic,
             page_shift,
-            unused: 0,
+            tables_change: i32::from(args.pass.written_on_device()),
         };
         operands.within(limits::query_heads(q_heads))?;
         let shared_bytes =

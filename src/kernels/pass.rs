@@ -28,6 +28,8 @@ pub struct PassTables<R: Runtime> {
     /// The runs of tokens to which candidates of the pass are appended; kept to reuse its memory.
     appends: Vec<Append>,
     paging: Paging,
+    /// Whether a kernel changed the tables since they were staged.
+    written_on_device: bool,
 }
 
 /// A run of tokens within a page to which the candidates of a sequence are appended; ordered by page and token.
@@ -102,6 +104,7 @@ impl<R: Runtime> PassTables<R> {
             sequences: Vec::with_capacity(max_batch),
             appends: Vec::with_capacity(max_batch),
             paging: Paging::default(),
+            written_on_device: false,
         })
     }
 
@@ -181,6 +184,7 @@ impl<R: Runtime> PassTables<R> {
         // depend on the number of pages, so that steps with as many sequences make the same copies.
         let used = (self.table(Table::Pages) + batch * self.max_pages).div_ceil(2);
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
+        self.written_on_device = false;
         let size = |s: &SequenceRows<'_>| SequenceSize {
             candidates: s.candidates,
             masks: s.groups.len() * s.slots,
@@ -322,7 +326,14 @@ impl<R: Runtime> PassTables<R> {
 
     /// Returns the memory of the tables, for a kernel that writes them.
     pub(super) fn view_mut<'a>(&'a mut self, runtime: &R, stream: &'a R::Stream) -> ViewMut<'a, u64> {
+        self.written_on_device = true;
         runtime.view_mut(stream, &mut self.memory)
+    }
+
+    /// Returns whether a kernel may have changed the tables since they were copied to the device. If not, kernels may read
+    /// the tables before earlier launches have ended.
+    pub(super) fn written_on_device(&self) -> bool {
+        self.written_on_device
     }
 
     /// Returns the places in the tables' memory where the sequences' first positions and first groups begin, in 4-byte

@@ -201,7 +201,8 @@ impl Cuda {
     /// # Safety
     ///
     /// No kernel writes an operand that kernels read before they wait: the weights of norms, the frequencies of rotary
-    /// embeddings, and the calibrator's last layer. Copies may write these operands.
+    /// embeddings, and the calibrator's last layer. Copies may write these operands. The tables of a pass are private to
+    /// [`PassTables`](crate::kernels::PassTables), which notes when a kernel writes them.
     #[cfg_attr(not(feature = "runner"), allow(dead_code))] // Only the runner's GPU device uses it.
     pub(crate) unsafe fn with_dependent_launches(mut self) -> Self {
         self.dependent = Some(AtomicBool::new(true));

@@ -61,7 +61,8 @@ pub struct FlexdraftAttentionParams {
     /// position / page_size is position * page_magic >> page_shift, for positions below 2^31
     pub page_magic: u32,
     pub page_shift: i32,
-    pub unused: i32,
+    /// nonzero: a kernel may have changed the tables of the pass since they were copied to the device
+    pub tables_change: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -126,8 +127,8 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftAttentionParams, page_magic) - 308usize];
     ["Offset of field: FlexdraftAttentionParams::page_shift"]
         [::core::mem::offset_of!(FlexdraftAttentionParams, page_shift) - 312usize];
-    ["Offset of field: FlexdraftAttentionParams::unused"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, unused) - 316usize];
+    ["Offset of field: FlexdraftAttentionParams::tables_change"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, tables_change) - 316usize];
 };
 pub const FLEXDRAFT_NO_WINDOW: FlexdraftWindow = 2147483647;
 /// The largest window, from which a row sees everything before it.
