@@ -191,6 +191,14 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     ) -> Result<(), DeviceError> {
         let context = self.context();
         let GpuResults { report, selected, .. } = &mut *self.results;
+        if let Some((announced, slots)) = self.tables.drafts_of(verdicts) {
+            selected.tables = announced.clone();
+            selected.block = Some(self.tables.block.clone());
+            (selected.drafts, selected.rows) = (announced.drafts.len(), announced.row_sampling.len());
+            selected.slots = slots;
+            launch_selection(context, report, selected)?;
+            return embed_selected(self.linears, selected, table, out);
+        }
         let mut entries = Vec::with_capacity(verdicts.len());
         for &sequence in verdicts {
             index("embed_bonus", "verdict", sequence, report.batch())?;

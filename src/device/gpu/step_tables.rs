@@ -9,7 +9,7 @@ use super::pass::UploadedPass;
 use super::selected::SelectionTables;
 use super::table_block::TableBlock;
 use super::verify::VerifyTables;
-use crate::device::{DeviceError, DraftTables, DraftingPass, StepTables};
+use crate::device::{DeviceError, DraftTables, DraftingPass, SlotRows, StepTables};
 use crate::kernels::Paging;
 use crate::runtime::Runtime;
 
@@ -90,6 +90,14 @@ impl<'a, R: Runtime> UploadedTables<'a, R> {
             Some((_, known)) if announced(known) => Some(&self.late_drafts),
             _ => None,
         }
+    }
+
+    /// Returns the tables of the drafts from the drafting pass, and their slots, if the step announced such drafts and draft
+    /// i is of verdict `verdicts[i]`.
+    pub(super) fn drafts_of(&self, verdicts: &[usize]) -> Option<(&SelectionTables, SlotRows)> {
+        let (_, DraftTables { drafts, rows }) = self.step.drafting?;
+        let same = drafts.iter().map(|draft| draft.sequence).eq(verdicts.iter().copied());
+        same.then_some((&self.late_drafts, rows))
     }
 
     /// Takes the pass on the device for `drafting`, if the step announced this drafting pass and it has not begun yet.
