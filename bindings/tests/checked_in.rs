@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::{env, fs};
 
 use flexdraft_bindings::{Header, load_libclang};
@@ -24,32 +25,50 @@ fn has_libclang() -> bool {
     }
 }
 
+/// Returns the folder of the checked-in bindings. With `FLEXDRAFT_BLESS=1`, the first call writes them, before any test
+/// reads them.
+fn checked_in() -> PathBuf {
+    static WRITTEN: Once = Once::new();
+    let folder = root().join("src/kernels/params");
+    WRITTEN.call_once(|| {
+        if env::var_os("FLEXDRAFT_BLESS").is_none_or(|value| value != "1") || !has_libclang() {
+            return;
+        }
+        fs::create_dir_all(&folder).unwrap();
+        for header in Header::all(&root()).unwrap() {
+            fs::write(bindings_in(&folder, &header), header.bindings(&root()).unwrap()).unwrap();
+        }
+    });
+    folder
+}
+
+/// Returns the file with the bindings of a header.
+fn bindings_in(folder: &Path, header: &Header) -> PathBuf {
+    folder.join(&header.name).with_extension("rs")
+}
+
 #[test]
 fn bindings_are_those_of_the_headers() {
     if !has_libclang() {
         return;
     }
-    let (root, mut stale) = (root(), Vec::new());
-    for header in Header::all(&root).unwrap() {
-        let path = root.join("src/kernels/params").join(&header.name).with_extension("rs");
-        let generated = header.bindings(&root).unwrap();
-        if fs::read_to_string(&path).ok().as_ref() == Some(&generated) {
-            continue;
-        }
-        if env::var_os("FLEXDRAFT_BLESS").is_some_and(|value| value == "1") {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, generated).unwrap();
-        } else {
-            stale.push(path);
-        }
-    }
+    let (root, folder) = (root(), checked_in());
+    let stale: Vec<PathBuf> = Header::all(&root)
+        .unwrap()
+        .iter()
+        .filter(|header| {
+            let text = fs::read_to_string(bindings_in(&folder, header));
+            text.ok() != Some(header.bindings(&root).unwrap())
+        })
+        .map(|header| bindings_in(&folder, header))
+        .collect();
     assert!(stale.is_empty(), "run with FLEXDRAFT_BLESS=1, as the headers have changed: {stale:?}");
 }
 
 #[test]
 fn every_module_has_a_header() {
     let headers = Header::all(&root()).unwrap();
-    for entry in root().join("src/kernels/params").read_dir().unwrap() {
+    for entry in checked_in().read_dir().unwrap() {
         let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
         assert!(name == "mod" || headers.iter().any(|header| header.name == name), "{name}");
     }
@@ -74,7 +93,7 @@ fn a_changed_header_changes_its_bindings() {
         headers[0].bindings(folder.path()).unwrap()
     };
     let unchanged = bindings(&|text| text);
-    assert_eq!(unchanged, fs::read_to_string(root().join("src/kernels/params/common.rs")).unwrap());
+    assert_eq!(unchanged, fs::read_to_string(checked_in().join("common.rs")).unwrap());
     let swapped = bindings(&|text| {
         text.replace("int32_t batch;\n    int32_t rows;", "int32_t rows;\n    int32_t batch;")
     });
@@ -104,9 +123,8 @@ fn size(name: &str, structs: &HashMap<String, usize>) -> usize {
 /// The runtime compares launches by the bytes of their parameters, so a struct has no byte without a field.
 #[test]
 fn the_fields_of_a_struct_fill_it() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/kernels/params");
     let mut text = String::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in checked_in().read_dir().unwrap() {
         text.push_str(&fs::read_to_string(entry.unwrap().path()).unwrap());
     }
     // The assertions have the form ["Size of NAME"][::core::mem::size_of::<NAME>() - BYTESusize];

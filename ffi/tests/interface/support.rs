@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
+use std::sync::Once;
 
 use flexdraft::kernels::HalfFloat;
 use flexdraft::kernels::acceptance::{Verdict, Verify};
@@ -11,8 +12,26 @@ use flexdraft::kernels::selection::Draft;
 use flexdraft_ffi::*;
 use half::{bf16, f16};
 
+/// Returns the path of the header. With `FLEXDRAFT_BLESS=1`, the first call writes it, before any test reads it.
 pub fn header() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("include/flexdraft.h")
+    static WRITTEN: Once = Once::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/flexdraft.h");
+    WRITTEN.call_once(|| {
+        if std::env::var_os("FLEXDRAFT_BLESS").is_some_and(|value| value == "1") {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, generated_header()).unwrap();
+        }
+    });
+    path
+}
+
+/// Returns the header that the Rust sources give.
+pub fn generated_header() -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(folder.join("cbindgen.toml")).unwrap();
+    let mut text = Vec::new();
+    cbindgen::Builder::new().with_crate(folder).with_config(config).generate().unwrap().write(&mut text);
+    String::from_utf8(text).unwrap()
 }
 
 /// Returns an empty folder for files of a test program.
