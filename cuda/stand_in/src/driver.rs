@@ -1,7 +1,7 @@
 //! The state of the imitated driver, and the steps that every call has in common.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, PoisonError, TryLockError};
@@ -55,8 +55,8 @@ pub struct Driver {
     handles: u64,
     calls: BTreeMap<&'static str, u64>,
     violations: u64,
-    /// Whether the kernel was launched whose waits a policy takes away.
-    pub launched_unwaited: bool,
+    /// The kernels that ran.
+    pub launched: BTreeSet<&'static str>,
     unreadable: Option<String>,
 }
 
@@ -100,7 +100,7 @@ impl Driver {
             handles: 0x1000,
             calls: BTreeMap::new(),
             violations: 0,
-            launched_unwaited: false,
+            launched: BTreeSet::new(),
             unreadable,
             policy,
         }
@@ -369,8 +369,13 @@ extern "C" fn at_exit() {
                 driver.violation(&format!("the process ended with {held}"));
             }
         }
-        if let Some(kernel) = driver.policy.unwaited.clone().filter(|_| !driver.launched_unwaited) {
-            driver.violation(&format!("{kernel}, whose waits a policy takes away, was never launched"));
+        let never = driver.policy.unwaited.clone().filter(|kernel| !driver.launched.contains(&**kernel));
+        if let Some(kernel) = never {
+            let launched: Vec<&str> = driver.launched.iter().copied().collect();
+            driver.violation(&format!(
+                "{kernel}, whose waits a policy takes away, was never launched; launched: {}",
+                launched.join(" ")
+            ));
         }
         if let Some(path) = &driver.policy.calls {
             let lines: String =

@@ -176,7 +176,7 @@ fn run_kernel(driver: &mut Driver, launch: &KernelLaunch, opened: &mut Opened) -
     if skipped {
         return Ok(());
     }
-    driver.launched_unwaited |= driver.policy.unwaited.as_deref() == Some(launch.name);
+    driver.launched.insert(launch.name);
     let request = Launch {
         kernel: launch.name,
         grid: launch.grid,
