@@ -152,7 +152,12 @@ fn passes_and_caches() {
     };
     kernels.joint_attention(&args).unwrap();
     let wrong = JointAttention { cache: KvCache { k: &k, v: &zeros(&[1, 16, 2, 64], DType::BF16) }, ..args };
+    // The cache's type is the type of all rows.
+    let f16 = zeros(&[1, 16, 1, 64], DType::F16);
+    let of_caches = |k, v| text(kernels.joint_attention(&JointAttention { cache: KvCache { k, v }, ..args }));
     let cases = [
+        (of_caches(&f16, &f16), "joint_attention: operand `qkv` has elements of BF16, expected F16"),
+        (of_caches(&k, &f16), "joint_attention: operand `v cache` has elements of F16, expected BF16"),
         (
             text(kernels.joint_attention(&wrong)),
             "joint_attention: operand `v cache` has the shape [1, 16, 2, 64], expected [1, 16, 1, 64]",

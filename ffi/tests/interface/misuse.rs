@@ -164,6 +164,9 @@ fn projections() {
     refused(launch(older, false, q), FLEXDRAFT_NULL, &["`qkv`"]);
     refused(launch(older - 8, true, q), FLEXDRAFT_STRUCT_SIZE, &["FlexdraftJointAttention"]);
     refused(launch(newer, true, q), FLEXDRAFT_VALUE, &["`qkv`"]);
+    // The cache's type is the type of all rows.
+    let f16 = FlexdraftHeadRows { rows: FlexdraftBuffer { dtype: FLEXDRAFT_F16, ..q.rows }, ..q };
+    refused(launch(newer, false, f16), FLEXDRAFT_DTYPE, &["`q`", "type f16", "expected bf16"]);
     let overlapping = FlexdraftHeadRows { stride: 8, ..q };
     refused(launch(newer, false, overlapping), FLEXDRAFT_UNSUPPORTED, &["a stride of rows is 8"]);
     assert_eq!(out, [bf16::ONE; 64]);
