@@ -59,6 +59,8 @@ pub enum Reason {
     UnknownDuration,
     /// A trial: drafts were not made for long, so that their value is out of date.
     OldDrafts,
+    /// The last compared steps were worth most without drafts, by far, and steps were not compared again.
+    Settled,
 }
 
 impl fmt::Display for Reason {
@@ -67,6 +69,7 @@ impl fmt::Display for Reason {
             Self::Best => "best",
             Self::UnknownDuration => "trial of an uncertain duration",
             Self::OldDrafts => "trial of drafts after a long time without",
+            Self::Settled => "no drafts by far, not compared again",
         })
     }
 }

@@ -40,6 +40,8 @@ const LONG_SHARE: f64 = 0.3;
 const FIRST_ROUNDS: usize = 40;
 const ROUNDS: usize = 8;
 const FIRST_STEPS: u64 = 64;
+/// Number of steps between two fits, after the first steps.
+const FIT_EVERY: u64 = 4;
 /// Change of a price in a round, as a fraction of its [`spread`], below which further rounds change nothing.
 const SETTLED: f64 = 1e-9;
 /// Smallest and largest relative standard deviation of a step's duration that the model believes in.
@@ -90,6 +92,11 @@ impl StepShape {
             }
         }
         shape
+    }
+
+    /// Returns the step with one row in the place of the prompts' rows.
+    pub(super) fn without_reads(&self) -> Self {
+        Self { candidates: (self.candidates - self.reads).max(1), reads: 0, ..*self }
     }
 
     /// Returns, for each price, how many of its units the step has.
@@ -285,7 +292,9 @@ impl CostModel {
         let weight = (self.noise * value).powi(-2);
         self.lately.add(&units, value, weight, MEMORY);
         self.ever.add(&units, value, weight, LONG_MEMORY);
-        self.fit();
+        if self.steps <= FIRST_STEPS || self.steps.is_multiple_of(FIT_EVERY) {
+            self.fit();
+        }
     }
 
     /// Fits the prices: least squares without negative prices, by coordinate descent from the last prices.

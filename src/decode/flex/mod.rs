@@ -11,6 +11,7 @@
 mod calibration;
 mod choice;
 mod cost;
+mod settled;
 mod trial;
 mod value;
 
@@ -19,6 +20,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use self::calibration::ConfidenceCalibration;
 use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
 pub use self::cost::{CostModel, StepShape};
+use self::settled::Settled;
 use self::trial::{Budget, Runs};
 use self::value::Drafts;
 use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
@@ -59,6 +61,7 @@ pub struct Flex {
     /// Number of steps since a draft was last asked for.
     since_drafts: u64,
     runs: Runs,
+    settled: Settled,
     /// The rates of the last steps without and with prompts: of steps without prompts, and of all steps.
     rates: [Rates; 2],
     /// The expected and the seen seconds of the last steps.
@@ -152,6 +155,9 @@ impl Flex {
 impl Policy for Flex {
     fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
         let views = batch.sequences;
+        if self.settled.goes_on(views) {
+            return self.without_comparison(views);
+        }
         let mut candidates: Vec<Prospect> = views.iter().map(|view| self.candidate(view)).collect();
         let (price, row_price) = self.prices(&candidates, batch.groups_allowed);
         let of_any = self.drafts.value_of_any(row_price);
@@ -164,6 +170,7 @@ impl Policy for Flex {
         let PlannedStep { plan, trial, compared, chosen, reason } =
             self.plan(&candidates, price, batch.groups_allowed);
         self.runs.add(plan.drafting, candidates.len());
+        self.settled.compared(views.len(), &plan, &compared, price);
         if let Some(cost) = trial {
             self.budget.begin(cost);
         }
@@ -219,7 +226,6 @@ impl Policy for Flex {
             self.row_prices.retain(|number, _| there.contains(number));
             self.drafts.keep(|number| there.contains(&number));
         }
-        self.budget.step(step.seconds, self.last.seconds);
         if self.times.len() >= TIMES {
             self.times.pop_front();
         }
@@ -231,6 +237,7 @@ impl Policy for Flex {
         }
         self.times.push_back((expected, step.seconds));
         self.cost.observe(&shape, step.seconds);
+        self.budget.step(step.seconds, self.last.seconds, || self.cost.seconds(&shape.without_reads()));
     }
 
     fn step_times(&self) -> Option<StepTimes> {
@@ -262,6 +269,31 @@ impl Policy for Flex {
 }
 
 impl Flex {
+    /// Returns the choices of a step that decodes one token of every sequence, as the last compared step did.
+    fn without_comparison(&mut self, views: &[SequenceView<'_>]) -> Vec<Choice> {
+        let count = views.len();
+        let cached = views.iter().map(|view| view.position).sum();
+        let shape = StepShape { sequences: count, candidates: count, cached, ..StepShape::default() };
+        let seconds = self.cost.seconds(&shape);
+        for rates in &mut self.rates {
+            rates.without_drafts.add(count as f64, seconds);
+        }
+        self.runs.add(DraftingWay::None, count);
+        self.since_drafts += 1;
+        let choice = Choice { verify_len: 0, groups: GroupSet::NONE, draft: false };
+        self.last.sequences.clear();
+        self.last.sequences.extend(views.iter().map(|view| LastSequence {
+            number: view.number,
+            choice,
+            confidence: Vec::new(),
+            calibration: calibration_of(view),
+            is_draft: view.may_draft,
+        }));
+        self.last.seconds = seconds;
+        self.last.reason = Reason::Settled;
+        vec![choice; count]
+    }
+
     /// Returns what the choice needs to know about a sequence, without the value of its next draft.
     fn candidate(&self, view: &SequenceView<'_>) -> Prospect {
         let decodes = view.reads == 0 && view.draws;

@@ -32,10 +32,11 @@ impl Budget {
         self.expected = Some(seconds);
     }
 
-    /// Records a step that took `seconds` and was expected to take `expected` seconds.
-    pub(super) fn step(&mut self, seconds: f64, expected: f64) {
+    /// Records a step that took `seconds` and was expected to take `expected` seconds. Without the prompts that it read, the step
+    /// would have taken `decoding` seconds: a long prompt at the beginning must not buy trials.
+    pub(super) fn step(&mut self, seconds: f64, expected: f64, decoding: impl Fn() -> f64) {
         if !self.started {
-            (self.started, self.seconds) = (true, SHARE * FIRST_STEPS * seconds);
+            (self.started, self.seconds) = (true, SHARE * FIRST_STEPS * decoding().min(seconds));
         }
         // An outlier must not buy trials.
         self.seconds += SHARE * seconds.min(2.0 * expected);
