@@ -1,5 +1,5 @@
-//! Benchmark of the CPU device's operations on one thread, for every instruction set of the machine: products in
-//! FLOP/s, the other operations in bytes per second.
+//! Benchmark of the CPU device's operations, for every instruction set of the machine on one thread: products in FLOP/s, the
+//! other operations in bytes per second.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -34,15 +34,15 @@ fn weights(shape: &[usize]) -> Tensor {
 }
 
 fn devices() -> Vec<(String, Cpu)> {
-    devices_with([Precision::F32, Precision::Bf16])
+    devices_with([Precision::F32, Precision::Bf16], 1)
 }
 
 /// Returns a CPU device for each instruction set and precision, with a name for the report.
-fn devices_with(precisions: [Precision; 2]) -> Vec<(String, Cpu)> {
+fn devices_with(precisions: [Precision; 2], threads: usize) -> Vec<(String, Cpu)> {
     let mut devices = Vec::new();
     for set in InstructionSet::available() {
         for precision in precisions {
-            let options = CpuOptions { threads: 1, precision };
+            let options = CpuOptions { threads, precision };
             let device = Cpu::with_instruction_set(options, set).expect("an available instruction set");
             devices.push((format!("{set:?}-{precision:?}"), device));
         }
@@ -86,7 +86,7 @@ fn blocks(format: BlockFormat, shape: [usize; 2]) -> Tensor {
 
 fn quantized_products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantised linear 1024 -> 3072");
-    for (name, device) in devices_with([Precision::F32, Precision::Q8]) {
+    for (name, device) in devices_with([Precision::F32, Precision::Q8], 1) {
         for format in BlockFormat::ALL {
             let weight = blocks(format, [3072, 1024]);
             let layer = device.new_linear(&[LinearPart::new(&weight, None)]).expect("a matrix");
@@ -95,6 +95,34 @@ fn quantized_products(criterion: &mut Criterion) {
                 let mut out = device.new_buffer(3072);
                 device.resize(&mut out, rows).expect("memory");
                 group.throughput(Throughput::Elements(2 * 3072 * 1024 * rows as u64));
+                group.bench_function(BenchmarkId::new(format!("{name}-{format}"), rows), |bencher| {
+                    bencher.iter(|| device.linear(&layer, black_box(&x), 0..rows, &mut out));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+/// Products with weights that no cache holds, as in a step of a model: the widest instruction set alone, with all threads of
+/// the machine.
+fn products_from_memory(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("linear 1024 -> 131072, from memory");
+    group.sample_size(20);
+    let shape = [131_072, 1024];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let formats = [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q4_1), Some(BlockFormat::Q4K)];
+    for format in formats {
+        let weight = format.map_or_else(|| weights(&shape), |format| blocks(format, shape));
+        let eight_bits = if format.is_some() { Precision::Q8 } else { Precision::Bf16 };
+        for (name, device) in devices_with([Precision::F32, eight_bits], threads).into_iter().rev().take(2) {
+            let layer = device.new_linear(&[LinearPart::new(&weight, None)]).expect("a matrix");
+            let format = format.map_or_else(|| "bf16".to_string(), |format| format.to_string());
+            for rows in [1, 2, 4, 5, 8, 12, 16] {
+                let x = filled(&device, device.new_buffer(shape[1]), rows);
+                let mut out = device.new_buffer(shape[0]);
+                device.resize(&mut out, rows).expect("memory");
+                group.throughput(Throughput::Bytes(weight.byte_len() as u64));
                 group.bench_function(BenchmarkId::new(format!("{name}-{format}"), rows), |bencher| {
                     bencher.iter(|| device.linear(&layer, black_box(&x), 0..rows, &mut out));
                 });
@@ -184,5 +212,5 @@ fn sampling(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(operations, products, quantized_products, norms, attention, sampling);
+criterion_group!(operations, products, quantized_products, products_from_memory, norms, attention, sampling);
 criterion_main!(operations);

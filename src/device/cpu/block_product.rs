@@ -85,8 +85,10 @@ pub(super) fn block_products<S: Simd, F: Unpack<BYTES, V>, const BYTES: usize, c
         0 => {}
         1 => pairs::<S, F, BYTES, V, 1>(simd, &x, w, sink),
         2 if S::REGISTERS >= 8 => pairs::<S, F, BYTES, V, 2>(simd, &x, w, sink),
-        3..=4 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 4>(simd, &x, w, sink),
-        5..=8 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 8>(simd, &x, w, sink),
+        3 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 3>(simd, &x, w, sink),
+        4 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 4>(simd, &x, w, sink),
+        5..=6 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 6>(simd, &x, w, sink),
+        7..=8 if S::REGISTERS >= 32 => pairs::<S, F, BYTES, V, 8>(simd, &x, w, sink),
         _ if S::REGISTERS >= 32 => widened::<S, 4, 6>(simd, &x, &w, sink),
         _ if S::REGISTERS >= 8 => widened::<S, 2, 3>(simd, &x, &w, sink),
         _ => widened::<S, 1, 2>(simd, &x, &w, sink),

@@ -87,9 +87,8 @@ impl Unpack<144, 4> for Q4K {
     #[inline(always)]
     fn group<S: Simd>(simd: S, block: &[u8; 144], scales: &SubBlocks, group: usize) -> [S::Lanes; 4] {
         // Every 32 bytes hold two sub-blocks: the low halves of the bytes, and the high halves.
-        let [low, high] = [2 * group, 2 * group + 1].map(|index| {
-            simd.affine(simd.splat(scales.scales[index]), simd.splat(scales.offsets[8 + index]))
-        });
+        let low = scales.affine(simd, 2 * group);
+        let high = scales.affine(simd, 2 * group + 1);
         let quants: &[u8; 32] = array(block, 16 + 32 * group);
         let [a, c] = nibbles(simd, array(quants, 0), low, high);
         let [b, d] = nibbles(simd, array(quants, 16), low, high);
@@ -204,6 +203,13 @@ impl SubBlocks {
         let dmin = simd.mul(simd.splat_f16(*array(head, 2)), simd.splat(-1.0));
         simd.store(simd.mul(numbers, dmin), &mut offsets);
         Self { scales, offsets }
+    }
+
+    /// Returns the function from the 4-bit numbers of sub-block `index` to its elements. (A closure in `array::map` would not be
+    /// compiled for the instruction set of its caller.)
+    #[inline(always)]
+    fn affine<S: Simd>(&self, simd: S, index: usize) -> S::Affine {
+        simd.affine(simd.splat(self.scales[index]), simd.splat(self.offsets[8 + index]))
     }
 }
 

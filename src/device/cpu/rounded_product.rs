@@ -178,8 +178,8 @@ impl<S: Simd> WeightGroup<S> {
     fn set_sub_blocks(&mut self, simd: S, sub_blocks: &SubBlocks) {
         let mut offsets = [0.0; LANES];
         for c in 0..CHUNKS {
-            let [first, second] = [2 * c, 2 * c + 1].map(|index| simd.splat(sub_blocks.scales[index]));
-            self.scales[c] = simd.halves(first, second);
+            let (first, second) = (sub_blocks.scales[2 * c], sub_blocks.scales[2 * c + 1]);
+            self.scales[c] = simd.halves(simd.splat(first), simd.splat(second));
             for (i, offset) in offsets[4 * c..4 * c + 4].iter_mut().enumerate() {
                 *offset = sub_blocks.offsets[8 + 2 * c + i / 2];
             }
@@ -191,7 +191,8 @@ impl<S: Simd> WeightGroup<S> {
 /// Returns blocks 2c and 2c + 1; blocks after the last one are zeros.
 #[inline(always)]
 fn pair<const N: usize>(blocks: &[[u8; N]], c: usize) -> [&[u8; N]; 2] {
-    [2 * c, 2 * c + 1].map(|index| blocks.get(index).unwrap_or(&[0; N]))
+    let block = |index: usize| blocks.get(index).unwrap_or(&[0; N]);
+    [block(2 * c), block(2 * c + 1)]
 }
 
 /// Unpacks the 5-bit integers of sub-blocks 2`C` and 2`C` + 1.
@@ -201,12 +202,8 @@ fn five_bits<S: Simd, const C: usize>(simd: S, block: &[u8; 176]) -> S::Bytes {
     let (mut first, mut second) = ([0; 32], [0; 32]);
     for (i, (&low, &high)) in low_bits.iter().zip(high_bits).enumerate() {
         // Bit j of a byte of high bits belongs to sub-block j, and moves to bit 4.
-        let [a, b] = if C < 2 {
-            [high << (4 - 2 * C.min(2)), high << (3 - 2 * C.min(1))]
-        } else {
-            [high >> (2 * C.max(2) - 4), high >> (2 * C.max(2) - 3)]
-        };
-        (first[i], second[i]) = (low & 0xf | a & 0x10, low >> 4 | b & 0x10);
+        first[i] = low & 0xf | (high >> (2 * C) & 1) << 4;
+        second[i] = low >> 4 | (high >> (2 * C + 1) & 1) << 4;
     }
     simd.join(&first, &second)
 }
@@ -260,9 +257,12 @@ pub(super) fn rounded_products<S: Simd, F: Integers<N>, const N: usize>(
             m += match rows - m {
                 1 => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
                 2 if S::REGISTERS >= 8 => tile::<S, F, N, 2>(simd, left, blocks, m, n, sink),
-                3..=4 if S::REGISTERS >= 32 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
-                5..=8 if S::REGISTERS >= 32 => tile::<S, F, N, 8>(simd, left, blocks, m, n, sink),
-                _ if S::REGISTERS >= 32 => tile::<S, F, N, 16>(simd, left, blocks, m, n, sink),
+                3 if S::REGISTERS >= 32 => tile::<S, F, N, 3>(simd, left, blocks, m, n, sink),
+                4 if S::REGISTERS >= 32 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
+                5 if S::REGISTERS >= 32 => tile::<S, F, N, 5>(simd, left, blocks, m, n, sink),
+                6 if S::REGISTERS >= 32 => tile::<S, F, N, 6>(simd, left, blocks, m, n, sink),
+                7 if S::REGISTERS >= 32 => tile::<S, F, N, 7>(simd, left, blocks, m, n, sink),
+                _ if S::REGISTERS >= 32 => tile::<S, F, N, 8>(simd, left, blocks, m, n, sink),
                 _ if S::REGISTERS >= 8 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
                 _ => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
             };
