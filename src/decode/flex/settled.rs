@@ -46,8 +46,8 @@ impl Settled {
         self.sequences = sequences;
     }
 
-    /// Returns whether the next step decodes without drafts and without a comparison. Only a batch whose sequences all
-    /// decode one token, and of which the last comparison saw as many, has no comparison.
+    /// Returns whether the next step decodes without drafts and without a comparison. It does if every sequence decodes one
+    /// token and the last comparison saw as many sequences.
     pub(super) fn goes_on(&mut self, views: &[SequenceView<'_>]) -> bool {
         let plain = |view: &SequenceView<'_>| {
             let is_free = view.verify_len_is_free || !view.may_draft;
