@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times autoregressive decoding and prefill of one model on this CPU: flexdraft, llama.cpp, transformers.
 
-usage: cpu.py MODEL.gguf [--threads N] [--rounds N] [--output FILE.json]
+usage: cpu.py MODEL.gguf [--threads N] [--rounds N] [--peers NAME] [--output FILE.json]
        cpu.py --table FILE.json
 
-Needs the packages of requirements.txt and target/release/flexdraft; cpu.sh installs and builds them. Every peer reads
+With --peers, only the programs run whose names contain NAME. Needs the packages of requirements.txt that these use, and target/release/flexdraft; cpu.sh installs and builds them. Every peer reads
 the same prompt of 512 token ids in one pass, then decodes 128 tokens greedily, one at a time, with the same number of
 threads. A round runs each peer once in its own process, so that disturbances of the machine affect all peers alike. The
 result is the median over the rounds. The Python peers run twice in their process, and the second run counts.
@@ -32,6 +32,7 @@ PEERS = {
     "flexdraft": "weights bf16, activations f32",
     "flexdraft --dtype bf16": "weights bf16, activations bf16",
     "flexdraft, as the file is": "weights as the file is, activations f32",
+    "flexdraft --dtype q8, as the file is": "weights as the file is, activations of 8 bits",
     "llama.cpp, bf16": "weights bf16",
     "llama.cpp, as the file is": "weights as the file is",
     "transformers, float32": "weights f32, activations f32",
@@ -136,6 +137,8 @@ def run_one(peer, files, threads):
             return run_flexdraft(files["model"], ids, threads, "bf16", "bf16")
         case "flexdraft, as the file is":
             return run_flexdraft(files["model"], ids, threads, "f32", "keep")
+        case "flexdraft --dtype q8, as the file is":
+            return run_flexdraft(files["model"], ids, threads, "q8", "keep")
         case "llama.cpp, bf16":
             return run_llama(files["bf16"], ids, threads)
         case "llama.cpp, as the file is":
@@ -160,32 +163,34 @@ def instruction_sets():
     return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
 
 
-def measure(model, threads, rounds):
+def measure(model, threads, rounds, names):
+    chosen = [peer for peer in PEERS if any(name in peer for name in names)]
     with tempfile.TemporaryDirectory() as folder:
         files = {"model": str(model), "bf16": os.path.join(folder, "bf16.gguf")}
         subprocess.run([sys.executable, HERE / "to_bf16.py", files["model"], files["bf16"]], check=True)
-        runs = {peer: [] for peer in PEERS}
+        runs = {peer: [] for peer in chosen}
         for round_ in range(rounds):
-            for peer in PEERS:
+            for peer in chosen:
                 arguments = json.dumps([peer, files, threads])
                 command = [sys.executable, __file__, "--one", arguments]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 runs[peer].append(json.loads(done.stdout))
                 print(f"round {round_ + 1}: {peer}", file=sys.stderr)
-    expected = runs["flexdraft"][0]["tokens"]
+    expected = runs[chosen[0]][0]["tokens"]
     peers = []
-    for peer, values in PEERS.items():
+    for peer in chosen:
         tokens = runs[peer][0]["tokens"]
         same = next((i for i, (a, b) in enumerate(zip(tokens, expected)) if a != b), len(expected))
         median = lambda key: statistics.median(run[key] for run in runs[peer])
         peers.append({
             "peer": peer,
-            "values": values,
+            "values": PEERS[peer],
             "prefill_tokens_per_second": round(PROMPT_TOKENS / median("prefill_seconds"), 1),
             "decode_tokens_per_second": round((NEW_TOKENS - 1) / median("decode_seconds"), 1),
-            "first_tokens_as_flexdraft": same,
+            "first_tokens_as_the_first_peer": same,
         })
-    packages = ["torch", "transformers", "llama-cpp-python"]
+    uses = {"torch": "transformers", "transformers": "transformers", "llama-cpp-python": "llama"}
+    packages = [package for package, name in uses.items() if any(name in peer for peer in chosen)]
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "machine": {
@@ -217,6 +222,7 @@ def main():
     parser.add_argument("model", nargs="?", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", action="append", metavar="NAME")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -229,7 +235,7 @@ def main():
         return
     if args.model is None:
         parser.error("a model is needed")
-    report = measure(args.model.resolve(), args.threads, args.rounds)
+    report = measure(args.model.resolve(), args.threads, args.rounds, args.peers or [""])
     print(table(report))
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
