@@ -1,6 +1,5 @@
 // Models of warp-wide operations and PTX instructions, as the PTX ISA describes them; each comment gives the
-// instruction and the title of its section. The models of cvt
-// from f32 need no host state and are in cuda/ptx/cvt.cuh.
+// instruction and the title of its section. The models of cvt from f32 need no host state and are in cuda/ptx/cvt.cuh.
 #pragma once
 
 #include <stdint.h>

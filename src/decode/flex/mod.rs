@@ -170,7 +170,7 @@ impl Policy for Flex {
         let PlannedStep { plan, trial, compared, chosen, reason } =
             self.plan(&candidates, price, batch.groups_allowed);
         self.runs.add(plan.drafting, candidates.len());
-        self.settled.compared(views.len(), &plan, &compared, price);
+        self.settled.compared(views.len(), &plan, (&compared, chosen), price);
         if let Some(cost) = trial {
             self.budget.begin(cost);
         }

@@ -1,8 +1,9 @@
 //! Batches that decode without drafts for some steps, because drafts were far from worth their time in the steps before.
 //!
-//! Comparing plans takes some tens of microseconds, which a small model's step of a few hundred microseconds notices twice: the
-//! threads that compute the step fall asleep meanwhile. Drafts that would cost more than they bring seldom become worth their
-//! time from one step to the next, so most comparisons can be left out.
+//! Comparing plans after every step cost a small model, whose step takes a few hundred microseconds, up to a tenth of its speed
+//! (`replay/README.md`, "Real runs"), probably because the threads that compute the step fall asleep meanwhile. Drafts that
+//! would cost more than they bring seldom become worth their time from one step to the next, so most comparisons can be left
+//! out.
 
 use super::choice::{BatchPlan, DraftingWay};
 use crate::decode::explanation::Alternative;
@@ -27,20 +28,20 @@ pub(super) struct Settled {
 }
 
 impl Settled {
-    /// Records a comparison.
+    /// Records a comparison: the alternatives with the index of the chosen plan among them, and the price of time in tokens
+    /// per second.
     pub(super) fn compared(
         &mut self,
         sequences: usize,
-        chosen: &BatchPlan,
-        alternatives: &[Alternative],
+        plan: &BatchPlan,
+        (alternatives, chosen): (&[Alternative], usize),
         price: f64,
     ) {
-        let worth = |tokens: f64, seconds: f64| tokens - price * seconds;
-        let least = worth(chosen.tokens, chosen.seconds) - FAR * price * chosen.seconds;
-        let is_far = |other: &Alternative| {
-            other.name == DraftingWay::None.name() || worth(other.tokens, other.seconds) < least
+        let least = plan.worth(price) - FAR * price * plan.seconds;
+        let is_far = |(index, other): (usize, &Alternative)| {
+            index == chosen || other.tokens - price * other.seconds < least
         };
-        let by_far = chosen.drafting == DraftingWay::None && alternatives.iter().all(is_far);
+        let by_far = plan.drafting == DraftingWay::None && alternatives.iter().enumerate().all(is_far);
         self.wins = if by_far { self.wins + 1 } else { 0 };
         self.left = self.wins.min(LONGEST);
         self.sequences = sequences;
