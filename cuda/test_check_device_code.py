@@ -34,7 +34,7 @@ FLEXDRAFT_KERNEL(joint_attention_d64, Params, 128, 1) {
     const uint32_t* words = reinterpret_cast<const uint32_t*>(shared) + threadIdx.x;
     const uint32_t a[4] = {words[0], words[1], words[2], words[3]};
     float d[4] = {};
-    mma_m16n8k16(d, a, a[0], a[1]);
+    mma_m16n8k16_bf16(d, a, a[0], a[1]);
     for (int i = 0; i < 4; ++i) p.out[threadIdx.x * 4 + i] = d[i];
 }
 """
