@@ -525,6 +525,9 @@ typedef struct FlexdraftModelShape {
     uint64_t intermediate;
     // Rank of the drafter's calibrator; 0 without a calibrator.
     uint64_t rank;
+    // Rank of the drafter's chain, if its scores depend on hidden rows (the kind `hidden`); 0 for another chain, and without
+    // a chain.
+    uint64_t hidden_chain_rank;
 } FlexdraftModelShape;
 
 // The operands of `flexdraft_rope_table`.

@@ -217,9 +217,12 @@ pub struct FlexdraftModelShape {
     pub intermediate: u64,
     /// Rank of the drafter's calibrator; 0 without a calibrator.
     pub rank: u64,
+    /// Rank of the drafter's chain, if its scores depend on hidden rows (the kind `hidden`); 0 for another chain, and without
+    /// a chain.
+    pub hidden_chain_rank: u64,
 }
 
-versioned!(FlexdraftModelShape);
+versioned!(FlexdraftModelShape before hidden_chain_rank);
 
 /// Checks that the kernels support the shapes of a model.
 ///
@@ -236,14 +239,14 @@ pub unsafe extern "C" fn flexdraft_supports(
     let body = || {
         // SAFETY: the caller's promise.
         let shape = unsafe { read(shape)? };
-        let rank = size("rank", shape.rank)?;
+        let some = |name, rank| Ok::<_, Refusal>(Some(size(name, rank)?).filter(|&rank| rank > 0));
         Ok(supports(&ModelShape {
             attention: shape.heads.shape()?,
             vocab: size("vocab", shape.vocab)?,
             hidden: size("hidden", shape.hidden)?,
             intermediate: size("intermediate", shape.intermediate)?,
-            rank: (rank > 0).then_some(rank),
-            hidden_chain_rank: None,
+            rank: some("rank", shape.rank)?,
+            hidden_chain_rank: some("hidden_chain_rank", shape.hidden_chain_rank)?,
         })?)
     };
     // SAFETY: the caller's promise.

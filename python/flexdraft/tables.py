@@ -142,7 +142,7 @@ def draft(out: Tensor, row: int, *, sequence: int, first_slot: int, slots: int, 
 
 
 def supports(*, q_heads: int, kv_heads: int, head_dim: int, vocab: int, hidden: int, intermediate: int,
-             rank: int = 0) -> bool:
+             rank: int = 0, hidden_chain_rank: int = 0) -> bool:
     """Returns True if the kernels support the shapes of a model and its drafter.
 
     Args:
@@ -153,11 +153,13 @@ def supports(*, q_heads: int, kv_heads: int, head_dim: int, vocab: int, hidden: 
         hidden: elements in a row of the residual stream.
         intermediate: elements in a row of the MLP's activation.
         rank: rank of the drafter's calibrator; 0 without a calibrator.
+        hidden_chain_rank: rank of the drafter's chain, if its scores depend on hidden rows (the kind ``hidden``); 0 for
+            another chain, and without a chain.
 
     Raises:
         ValueError: a quantity is beyond its limit; the text names the first one, and the limit.
     """
-    return bool(run("supports", q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank))
+    return bool(run("supports", q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank, hidden_chain_rank))
 
 
 # The element type and the index of each field in a row, in elements of that type.

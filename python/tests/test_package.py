@@ -70,6 +70,9 @@ class Tables(unittest.TestCase):
         self.assertIs(flexdraft.supports(**shape), True)
         with self.assertRaisesRegex(ValueError, "head_dim is 96"):
             flexdraft.supports(**{**shape, "head_dim": 96})
+        self.assertIs(flexdraft.supports(**shape, hidden_chain_rank=24), True)
+        with self.assertRaisesRegex(ValueError, "rank of the chain is 20; the kernels support multiples of 8"):
+            flexdraft.supports(**shape, hidden_chain_rank=20)
 
 
 class Misuse(unittest.TestCase):

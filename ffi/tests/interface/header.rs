@@ -76,7 +76,7 @@ fn assertions() -> String {
         FlexdraftError { text },
         FlexdraftBuffer { reserved },
         FlexdraftHeads { head_dim },
-        FlexdraftModelShape { rank },
+        FlexdraftModelShape { hidden_chain_rank },
         FlexdraftSequence { slots },
         FlexdraftPassRows { page_size },
         FlexdraftCache { v_head_stride },

@@ -106,22 +106,25 @@ pub(super) fn draft(args: &mut Arguments<'_>) -> Outcome<Any> {
     write_row(&out, row, draft_row(&groups)?)
 }
 
-/// `supports(q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank or 0) -> True`, or an error that names the
-/// limit.
+/// `supports(q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank or 0, rank of a chain of the kind hidden or 0)
+/// -> True`, or an error that names the limit. The last argument may be missing.
 pub(super) fn supports(args: &mut Arguments<'_>) -> Outcome<Any> {
     let mut number = |name: &str| -> Outcome<usize> { size(name, args.size(name)?) };
     let (q_heads, kv_heads, head_dim) = (number("q_heads")?, number("kv_heads")?, number("head_dim")?);
     let attention = flexdraft::layout::AttentionShape { q_heads, kv_heads, head_dim };
     let (vocab, hidden) = (number("vocab")?, number("hidden")?);
-    let (intermediate, rank) = (number("intermediate")?, Some(number("rank")?).filter(|&rank| rank > 0));
+    let (intermediate, rank) = (number("intermediate")?, number("rank")?);
+    let chain_rank =
+        if args.has_more() { size("hidden_chain_rank", args.size("hidden_chain_rank")?)? } else { 0 };
     args.end()?;
+    let some = |rank: usize| Some(rank).filter(|&rank| rank > 0);
     let shape = flexdraft::kernels::ModelShape {
         attention,
         vocab,
         hidden,
         intermediate,
-        rank,
-        hidden_chain_rank: None,
+        rank: some(rank),
+        hidden_chain_rank: some(chain_rank),
     };
     flexdraft::kernels::supports(&shape)?;
     Ok(Any { type_index: BOOL, padding: 0, bits: 1 })

@@ -51,6 +51,7 @@ fn limits_and_faults() {
         hidden: 4096,
         intermediate: 12_288,
         rank: 512,
+        hidden_chain_rank: 0,
     });
     // SAFETY: the pointers lead to variables.
     let supports =
@@ -60,6 +61,13 @@ fn limits_and_faults() {
     let wrong = FlexdraftModelShape { heads: FlexdraftHeads { head_dim: 96, ..shape.heads }, ..shape };
     let text = "head_dim is 96; the kernels support 64, 128".to_owned();
     assert_eq!(supports(wrong), Err((FLEXDRAFT_UNSUPPORTED, text)));
+    let chained = |hidden_chain_rank| FlexdraftModelShape { hidden_chain_rank, ..shape };
+    assert_eq!(supports(chained(24)), Ok(()));
+    let text = "rank of the chain is 20; the kernels support multiples of 8".to_owned();
+    assert_eq!(supports(chained(20)), Err((FLEXDRAFT_UNSUPPORTED, text)));
+    // An older caller's struct ends before the rank of the chain.
+    let older = std::mem::offset_of!(FlexdraftModelShape, hidden_chain_rank) as u64;
+    assert_eq!(supports(FlexdraftModelShape { struct_size: older, ..chained(20) }), Ok(()));
     // SAFETY: the pointer leads to a variable.
     let faults = |word| attempt(|error| unsafe { flexdraft_faults(word, error) });
     assert_eq!(faults(0), Ok(()));

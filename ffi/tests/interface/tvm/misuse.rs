@@ -80,6 +80,9 @@ fn misuse_raises_errors() {
     let shape = [32, 8, 96, 100, 64, 64, 0].map(int);
     refused(call("supports", &shape), "ValueError", &["head_dim is 96", "64, 128"]);
     assert_eq!(call("supports", &[32, 8, 128, 100, 64, 64, 0].map(int)), Ok(flag(true)));
+    let chained = |rank| call("supports", &[32, 8, 128, 100, 64, 64, 0, rank].map(int));
+    assert_eq!(chained(24), Ok(flag(true)));
+    refused(chained(20), "ValueError", &["rank of the chain is 20", "multiples of 8"]);
 
     let pass = Pass::new(1, 2);
     let upload = |ids: &[i64], rows: &[i64; 6]| pass.upload(ids, rows, 2, 16);
