@@ -80,6 +80,12 @@
 // Type of elements: FlexdraftDraft, 32 bytes.
 #define FLEXDRAFT_DRAFT 20
 
+// Type of elements: FlexdraftRowEdits, 24 bytes.
+#define FLEXDRAFT_ROW_EDITS 21
+
+// Type of elements: FlexdraftLogitEdit, 16 bytes.
+#define FLEXDRAFT_LOGIT_EDIT 22
+
 // The version of this interface. A library with the same version accepts callers that were compiled with this header.
 #define FLEXDRAFT_ABI_VERSION 1
 
@@ -473,6 +479,104 @@ typedef struct FlexdraftChainWalk {
     struct FlexdraftBuffer error_word;
 } FlexdraftChainWalk;
 
+// The logit processors of one sequence and the tokens before its rows, for `flexdraft_edit_rows`. All tables are in host
+// memory. The processors act in this order: penalties, bias, forbidden ids, masks.
+typedef struct FlexdraftEditedRows {
+    // Size of this struct in bytes.
+    uint64_t struct_size;
+    // V: number of token ids, 1 to 2^20.
+    uint64_t vocab;
+    // Index of the sequence's first row among the rows of the call of `flexdraft_sample`.
+    uint64_t first_row;
+    // 0 for rows of the target: row i follows draft token i, and there are `draft_count` + 1 rows. 1 to 64 for this
+    // number of rows of a draft, which no token before a row changes: only bias, bad words of one id and masks act.
+    uint64_t draft_rows;
+    // Ids of the prompt and of the output, up to the newest token, `[token_count]`.
+    const uint32_t *tokens;
+    // Number of ids in `tokens`.
+    uint64_t token_count;
+    // Number of ids in `tokens` that belong to the prompt.
+    uint64_t prompt_len;
+    // Ids of the draft tokens that the step verifies, `[draft_count]`.
+    const uint32_t *draft;
+    // Number of draft tokens.
+    uint64_t draft_count;
+    // Ids that `min_tokens` forbids, `[stop_count]`.
+    const uint32_t *stop_ids;
+    // Number of ids in `stop_ids`.
+    uint64_t stop_count;
+    // Number of output tokens before which `stop_ids` are forbidden; 0 is off.
+    uint64_t min_tokens;
+    // Ids to which `bias` is added, each once, `[bias_count]`.
+    const uint32_t *bias_ids;
+    // The numbers that are added, finite, `[bias_count]`.
+    const float *bias;
+    // Number of ids in `bias_ids`.
+    uint64_t bias_count;
+    // Ids of the bad words, one word after the other. An id that would complete a word in prompt and output is forbidden.
+    const uint32_t *bad_words;
+    // Number of ids of each bad word, above 0, `[bad_word_count]`.
+    const uint64_t *bad_word_lens;
+    // Number of bad words.
+    uint64_t bad_word_count;
+    // Optional. The allowed ids of all rows, `[ceil(vocab / 32)]`: bit id % 32 of word id / 32.
+    const uint32_t *allowed;
+    // Optional. The allowed ids of each row, in addition to `allowed`, `[rows, ceil(vocab / 32)]`.
+    const uint32_t *allowed_by_row;
+    // Repetition penalty (arXiv 1909.05858), above 0: divides positive logits of the ids in `tokens` and in the draft
+    // before a row, and multiplies negative logits of these ids; 1 is off.
+    float repetition_penalty;
+    // Frequency penalty: subtracted from an id's logit for each of its occurrences in the output; 0 is off.
+    float frequency_penalty;
+    // Presence penalty: subtracted from the logits of ids that occur in the output; 0 is off.
+    float presence_penalty;
+    // Unused; 0.
+    uint32_t reserved;
+} FlexdraftEditedRows;
+
+// The edits of one row of logits, in device memory. `flexdraft_edit_rows` makes it.
+typedef struct FlexdraftRowEdits {
+    // The library's representation.
+    uint32_t words[6];
+} FlexdraftRowEdits;
+
+// The change of one id's logit in some rows of a sequence, in device memory. `flexdraft_edit_rows` makes it.
+typedef struct FlexdraftLogitEdit {
+    // The library's representation.
+    uint32_t words[4];
+} FlexdraftLogitEdit;
+
+// Tables of edits in host memory of the caller, to which `flexdraft_edit_rows` adds. The caller sets the three counts to 0
+// before the first sequence of a step, and after the last sequence copies the tables to the device.
+typedef struct FlexdraftEditTables {
+    // Size of this struct in bytes.
+    uint64_t struct_size;
+    // Written: the edits of each row, `[row_count]`. Every row that is sampled must be written, also without edits.
+    struct FlexdraftRowEdits *row_edits;
+    // Number of rows of the call of `flexdraft_sample`.
+    uint64_t row_count;
+    // Written: places of edits, `[offset_room]`. A sequence with edits adds ceil(vocab / 1024) + 1 entries.
+    int32_t *offsets;
+    // Number of entries for which `offsets` has room.
+    uint64_t offset_room;
+    // Read and written: number of entries of `offsets` that are used.
+    uint64_t offset_count;
+    // Written: the edits, `[edit_room]`. A sequence adds at most token_count + draft_count + bias_count + stop_count +
+    // bad_word_count * (draft_count + 1) entries.
+    struct FlexdraftLogitEdit *edits;
+    // Number of entries for which `edits` has room.
+    uint64_t edit_room;
+    // Read and written: number of entries of `edits` that are used.
+    uint64_t edit_count;
+    // Written: masks of allowed ids, `[mask_room]`. A sequence with a mask adds ceil(vocab / 32) words, and with masks by
+    // row as many per row.
+    uint32_t *masks;
+    // Number of words for which `masks` has room.
+    uint64_t mask_room;
+    // Read and written: number of words of `masks` that are used.
+    uint64_t mask_count;
+} FlexdraftEditTables;
+
 // The rows of one sequence in a pass. Candidate i is at position `start` + i. Slot j of the mask group of accepted
 // length k is at position `start` + k + 1 + j; it sees the positions up to `start` + k and all slots of its group.
 typedef struct FlexdraftSequence {
@@ -710,7 +814,7 @@ typedef struct FlexdraftSample {
     uint64_t vocab;
     // Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     uint64_t stride;
-    // Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1.
+    // Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
     struct FlexdraftBuffer logits;
     // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
     // row r.
@@ -740,6 +844,16 @@ typedef struct FlexdraftSample {
     uint32_t update;
     // Unused; 0.
     uint32_t reserved;
+    // Optional. The edits of each row, FLEXDRAFT_ROW_EDITS `[rows]`, which act before the row is sampled; the edited logits
+    // replace the logits. Not with a calibrator. Without it, the three operands below are absent. `flexdraft_edit_rows`
+    // makes the four tables.
+    struct FlexdraftBuffer row_edits;
+    // The places of edits, i32.
+    struct FlexdraftBuffer edit_offsets;
+    // The edits, FLEXDRAFT_LOGIT_EDIT.
+    struct FlexdraftBuffer edits;
+    // The masks of allowed ids, u32.
+    struct FlexdraftBuffer masks;
 } FlexdraftSample;
 
 // The mask groups of a sequence, for `flexdraft_draft`.
@@ -972,6 +1086,21 @@ int32_t flexdraft_chain_walk(const struct FlexdraftKernels *kernels,
                              const struct FlexdraftChainWalk *args,
                              struct FlexdraftError *error);
 
+// Adds the edits of a sequence's rows to tables in host memory, which `flexdraft_sample` takes in device memory. Launches
+// nothing. Call it once per sequence of a step, also for a sequence without edits.
+//
+// Errors: FLEXDRAFT_VALUE for a parameter out of its range; FLEXDRAFT_LENGTH for a table without room, whose text says
+// how much is needed; FLEXDRAFT_UNSUPPORTED for a vocabulary or a number of rows beyond the limits. After an error the
+// tables hold what they held before.
+//
+// # Safety
+//
+// `rows`, `tables` and `error` are null or valid for the size that they state. The tables of `rows` are readable for the
+// stated numbers of entries, and the tables of `tables` are writable for the rows and for the room that it states.
+int32_t flexdraft_edit_rows(const struct FlexdraftEditedRows *rows,
+                            struct FlexdraftEditTables *tables,
+                            struct FlexdraftError *error);
+
 // Allocates tables on the device for passes of up to `max_batch` sequences with up to `max_pages` pages each, and
 // writes the object to `pass`. Launches that use the tables go to the same stream.
 //
@@ -1175,7 +1304,8 @@ int32_t flexdraft_sample_workspace_len(uint64_t rows,
                                        struct FlexdraftError *error);
 
 // Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator,
-// the logits become logits + W2 u + b2 first, rounded to their type.
+// the logits become logits + W2 u + b2 first, rounded to their type. With edits, the logits of a row become the edited
+// logits first.
 //
 // The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has
 // the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
@@ -1183,7 +1313,8 @@ int32_t flexdraft_sample_workspace_len(uint64_t rows,
 // Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
 // for calibrated logits that were needed again and not stored.
 //
-// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank.
+// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank, or other tables of
+// edits without `row_edits`; FLEXDRAFT_UNSUPPORTED for edits with a calibrator.
 //
 // # Safety
 //
@@ -1193,7 +1324,7 @@ int32_t flexdraft_sample(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftSample *args,
                          struct FlexdraftError *error);
 
-// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial
+// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates or edits the logits and leaves the partial
 // results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 //
 // Errors: the errors of `flexdraft_sample`.

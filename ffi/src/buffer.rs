@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use flexdraft::kernels::acceptance::{Verdict, Verify};
-use flexdraft::kernels::sampling::{RowSampling, RowStats};
+use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
 use flexdraft::runtime::{Element, QueueId, View, ViewMut};
 use half::{bf16, f16};
@@ -32,6 +32,10 @@ pub const FLEXDRAFT_VERIFY: u32 = 18;
 pub const FLEXDRAFT_VERDICT: u32 = 19;
 /// Type of elements: FlexdraftDraft, 32 bytes.
 pub const FLEXDRAFT_DRAFT: u32 = 20;
+/// Type of elements: FlexdraftRowEdits, 24 bytes.
+pub const FLEXDRAFT_ROW_EDITS: u32 = 21;
+/// Type of elements: FlexdraftLogitEdit, 16 bytes.
+pub const FLEXDRAFT_LOGIT_EDIT: u32 = 22;
 
 /// An operand in memory of the caller, on the device. A buffer of zeros is absent, which only optional operands may be.
 #[repr(C)]
@@ -122,6 +126,12 @@ impl Typed for Verdict {
 impl Typed for Draft {
     const DTYPE: u32 = FLEXDRAFT_DRAFT;
 }
+impl Typed for RowEdits {
+    const DTYPE: u32 = FLEXDRAFT_ROW_EDITS;
+}
+impl Typed for LogitEdit {
+    const DTYPE: u32 = FLEXDRAFT_LOGIT_EDIT;
+}
 
 /// Returns the name of an element type, for errors.
 pub(crate) fn dtype_name(dtype: u32) -> String {
@@ -137,6 +147,8 @@ pub(crate) fn dtype_name(dtype: u32) -> String {
         FLEXDRAFT_VERIFY => "verify",
         FLEXDRAFT_VERDICT => "verdict",
         FLEXDRAFT_DRAFT => "draft",
+        FLEXDRAFT_ROW_EDITS => "row edits",
+        FLEXDRAFT_LOGIT_EDIT => "logit edit",
         other => return format!("unknown type {other}"),
     }
     .to_owned()

@@ -10,7 +10,8 @@ use flexdraft::runtime::{QueueId, Runtime};
 
 use crate::processor::{Call, FlexdraftKernels, On};
 use crate::status::{
-    FLEXDRAFT_QUEUE, FlexdraftError, Outcome, Refusal, borrow, guard, read, size, versioned, write,
+    FLEXDRAFT_QUEUE, FlexdraftError, MOST, Outcome, Refusal, borrow, guard, read, size, table, versioned,
+    write,
 };
 
 /// The tables of a pass on the device: the rows and the pages of each sequence. A caller makes the tables once for its
@@ -95,28 +96,6 @@ pub struct FlexdraftPassRows {
 }
 
 versioned!(FlexdraftSequence, FlexdraftPassRows);
-
-/// The largest number of entries of a host table, which keeps the size of the table in bytes far from overflow.
-const MOST: u64 = i32::MAX as u64;
-
-/// Returns a host table of the caller.
-///
-/// # Safety
-///
-/// `from` is null or readable for `len` elements.
-unsafe fn table<'a, T>(name: &str, from: *const T, len: u64) -> Outcome<&'a [T]> {
-    if len == 0 {
-        return Ok(&[]);
-    }
-    if len > MOST {
-        return Err(Refusal::overflow(name));
-    }
-    if from.is_null() || !from.is_aligned() {
-        return Err(Refusal::null(name, &format!("the aligned address of {len} entries")));
-    }
-    // SAFETY: the caller's promise; the length is within bounds.
-    Ok(unsafe { std::slice::from_raw_parts(from, len as usize) })
-}
 
 impl FlexdraftSequence {
     /// Returns the rows in the layout's form; `index` is the number of the sequence, for errors.

@@ -3,16 +3,16 @@
 use std::ffi::c_void;
 
 use flexdraft::kernels::sampling::{
-    Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+    Calibration, Edits, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 
-use crate::buffer::{FLEXDRAFT_BF16, FLEXDRAFT_F32, FlexdraftBuffer, Typed, wrong_dtype};
+use crate::buffer::{FLEXDRAFT_BF16, FLEXDRAFT_F32, FlexdraftBuffer, Operands, Typed, wrong_dtype};
 use crate::processor::{Call, FlexdraftKernels, On, launch};
-use crate::status::{FlexdraftError, Outcome, Refusal, flag, guard, read, size, versioned, write};
+use crate::status::{FlexdraftError, Outcome, Refusal, Versioned, flag, guard, read, size, versioned, write};
 
 /// Purpose of a draw: no random numbers. The token is the id of the largest logit; the other parameters still decide
 /// the row's probabilities.
@@ -122,7 +122,7 @@ pub struct FlexdraftSample {
     pub vocab: u64,
     /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     pub stride: u64,
-    /// Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1.
+    /// Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
     pub logits: FlexdraftBuffer,
     /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
     /// row r.
@@ -152,9 +152,19 @@ pub struct FlexdraftSample {
     pub update: u32,
     /// Unused; 0.
     pub reserved: u32,
+    /// Optional. The edits of each row, FLEXDRAFT_ROW_EDITS `[rows]`, which act before the row is sampled; the edited logits
+    /// replace the logits. Not with a calibrator. Without it, the three operands below are absent. `flexdraft_edit_rows`
+    /// makes the four tables.
+    pub row_edits: FlexdraftBuffer,
+    /// The places of edits, i32.
+    pub edit_offsets: FlexdraftBuffer,
+    /// The edits, FLEXDRAFT_LOGIT_EDIT.
+    pub edits: FlexdraftBuffer,
+    /// The masks of allowed ids, u32.
+    pub masks: FlexdraftBuffer,
 }
 
-versioned!(FlexdraftSamplingParams, FlexdraftSample);
+versioned!(FlexdraftSamplingParams, FlexdraftSample before row_edits);
 
 /// An operation that takes logits of either type.
 pub(crate) trait OnLogits {
@@ -173,6 +183,36 @@ pub(crate) trait OnLogits {
 }
 
 impl FlexdraftSample {
+    /// Returns the logits and the way in which sampling changes them.
+    ///
+    /// # Safety
+    ///
+    /// The operands are valid for their sizes until the launches that take them have run.
+    unsafe fn logit_rows<'a, L: Logit + Typed>(&self, operands: Operands) -> Outcome<LogitRows<'a, L>> {
+        let updates = flag("update", self.update)?;
+        let tables = [("edit_offsets", &self.edit_offsets), ("edits", &self.edits), ("masks", &self.masks)];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.row_edits.is_absent() {
+                let edits = Edits {
+                    rows: operands.read("row_edits", &self.row_edits)?,
+                    offsets: operands.read("edit_offsets", &self.edit_offsets)?,
+                    edits: operands.read("edits", &self.edits)?,
+                    masks: operands.read("masks", &self.masks)?,
+                };
+                return Ok(LogitRows::Edit(operands.write("logits", &self.logits)?, edits));
+            }
+            if let Some((name, _)) = tables.into_iter().find(|(_, buffer)| !buffer.is_absent()) {
+                let expected = format!("a table, as `{name}` is present");
+                return Err(Refusal::value("row_edits", "absent", &expected));
+            }
+            Ok(match updates {
+                true => LogitRows::Update(operands.write("logits", &self.logits)?),
+                false => LogitRows::Read(operands.read("logits", &self.logits)?),
+            })
+        }
+    }
+
     /// # Safety
     ///
     /// The operands are valid for their sizes until the launches that take them have run.
@@ -206,10 +246,7 @@ impl FlexdraftSample {
             Ok(Sample {
                 vocab: size("vocab", self.vocab)?,
                 stride: size("stride", self.stride)?,
-                logits: match flag("update", self.update)? {
-                    true => LogitRows::Update(operands.write("logits", &self.logits)?),
-                    false => LogitRows::Read(operands.read("logits", &self.logits)?),
-                },
+                logits: self.logit_rows(operands)?,
                 logit_index: operands.read_optional("logit_index", &self.logit_index)?,
                 sampling: operands.read("sampling", &self.sampling)?,
                 starts: operands.read_optional("starts", &self.starts)?,
@@ -261,8 +298,9 @@ impl Call for Partials {
 }
 
 // SAFETY: the struct has the representation of `FlexdraftSample`.
-unsafe impl crate::status::Versioned for Partials {
-    const NAME: &'static str = "FlexdraftSample";
+unsafe impl Versioned for Partials {
+    const NAME: &'static str = FlexdraftSample::NAME;
+    const FIRST_SIZE: usize = FlexdraftSample::FIRST_SIZE;
 }
 
 /// Returns the sampling of a row in the kernels' form.
@@ -340,7 +378,8 @@ pub unsafe extern "C" fn flexdraft_sample_workspace_len(
 }
 
 /// Draws a token from each row of logits, after temperature, top-k, top-p and min-p; two launches. With a calibrator,
-/// the logits become logits + W2 u + b2 first, rounded to their type.
+/// the logits become logits + W2 u + b2 first, rounded to their type. With edits, the logits of a row become the edited
+/// logits first.
 ///
 /// The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has
 /// the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
@@ -348,7 +387,8 @@ pub unsafe extern "C" fn flexdraft_sample_workspace_len(
 /// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
 /// for calibrated logits that were needed again and not stored.
 ///
-/// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank.
+/// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank, or other tables of
+/// edits without `row_edits`; FLEXDRAFT_UNSUPPORTED for edits with a calibrator.
 ///
 /// # Safety
 ///
@@ -364,7 +404,7 @@ pub unsafe extern "C" fn flexdraft_sample(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates the logits and leaves the partial
+/// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates or edits the logits and leaves the partial
 /// results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 ///
 /// Errors: the errors of `flexdraft_sample`.

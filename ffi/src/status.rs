@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flexdraft::kernels::{ExceededLimit, Faults, KernelError};
+use flexdraft::processors::ProcessorError;
 use flexdraft::runtime::RuntimeError;
 use flexdraft::sampling::SamplingError;
 
@@ -157,6 +158,12 @@ impl From<SamplingError> for Refusal {
     }
 }
 
+impl From<ProcessorError> for Refusal {
+    fn from(error: ProcessorError) -> Self {
+        Refusal { status: FLEXDRAFT_VALUE, text: error.to_string() }
+    }
+}
+
 impl From<ExceededLimit> for Refusal {
     fn from(error: ExceededLimit) -> Self {
         Refusal { status: FLEXDRAFT_UNSUPPORTED, text: error.to_string() }
@@ -239,6 +246,28 @@ pub(crate) unsafe fn write<T>(name: &str, to: *mut T, value: T) -> Outcome<()> {
 pub(crate) unsafe fn borrow<'a, T>(name: &str, from: *const T) -> Outcome<&'a T> {
     // SAFETY: the caller's promise.
     unsafe { from.as_ref() }.ok_or_else(|| Refusal::null(name, "an open object"))
+}
+
+/// The largest number of entries of a host table, which keeps the size of the table in bytes far from overflow.
+pub(crate) const MOST: u64 = i32::MAX as u64;
+
+/// Returns a host table of the caller.
+///
+/// # Safety
+///
+/// `from` is null or readable for `len` elements.
+pub(crate) unsafe fn table<'a, T>(name: &str, from: *const T, len: u64) -> Outcome<&'a [T]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    if len > MOST {
+        return Err(Refusal::overflow(name));
+    }
+    if from.is_null() || !from.is_aligned() {
+        return Err(Refusal::null(name, &format!("the aligned address of {len} entries")));
+    }
+    // SAFETY: the caller's promise; the length is within bounds.
+    Ok(unsafe { std::slice::from_raw_parts(from, len as usize) })
 }
 
 /// Runs the body of a function of the C interface and returns its status. A panic becomes an error.

@@ -23,14 +23,15 @@ from .passes import (
 )
 from .rows import add, embed, gather, rms_norm, silu_add, silu_mul
 from .tables import (
-    DRAFT_BYTES, MAX_COMMITTED, ROW_SAMPLING_BYTES, ROW_STATS_BYTES, VERDICT_BYTES, VERIFY_BYTES, DraftKind, DraftRows,
-    Purpose, Rule, draft, row_sampling, row_stats, supports, verdict, verify,
+    DRAFT_BYTES, LOGIT_EDIT_BYTES, MAX_COMMITTED, ROW_EDITS_BYTES, ROW_SAMPLING_BYTES, ROW_STATS_BYTES, VERDICT_BYTES,
+    VERIFY_BYTES, DraftKind, DraftRows, Purpose, Rule, draft, edit_rows, row_sampling, row_stats, supports, verdict, verify,
 )
 
 __all__ = [
-    "DRAFT_BYTES", "DraftKind", "DraftRows", "MAX_COMMITTED", "PassTables", "Purpose", "ROW_SAMPLING_BYTES",
+    "DRAFT_BYTES", "DraftKind", "DraftRows", "LOGIT_EDIT_BYTES", "MAX_COMMITTED", "PassTables", "Purpose",
+    "ROW_EDITS_BYTES", "ROW_SAMPLING_BYTES",
     "ROW_STATS_BYTES", "Rule", "SequenceRows", "VERDICT_BYTES", "VERIFY_BYTES", "accept", "accept_workspace_len", "add",
-    "attention_workspace_len", "chain_choose", "chain_score", "chain_walk", "draft", "embed", "follow_verdicts",
+    "attention_workspace_len", "chain_choose", "chain_score", "chain_walk", "draft", "edit_rows", "embed", "follow_verdicts",
     "gather", "joint_attention", "norm_rope_append", "rms_norm", "rope_table", "row_sampling", "row_stats", "sample",
     "sample_partials", "sample_workspace_len", "select_drafts", "silu_add", "silu_mul", "supports", "verdict", "verify",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from array import array
-from typing import Any
+from typing import Any, Iterable
 
 _INT, _UINT, _FLOAT, _BFLOAT = 0, 1, 2, 4  # DLPack's codes of element types
 _CPU = (1, 0)  # DLPack's device type and number of host memory
@@ -72,6 +72,19 @@ def table_of_int64(rows: list[list[int]], columns: int) -> HostTensor:
     except OverflowError as error:
         raise ValueError(f"a number does not fit 64 bits: {error}") from None
     return HostTensor(memory.buffer_info()[0], (len(rows), columns), (columns, 1), _INT, 64, memory)
+
+
+def vector_of_int64(numbers: Iterable[int]) -> HostTensor:
+    """Returns integers as a tensor of i64 on the host, `[len(numbers)]`."""
+    numbers = list(numbers)
+    table = table_of_int64([numbers], len(numbers))
+    return HostTensor(table.address, (len(numbers),), (1,), _INT, 64, table.owner)
+
+
+def vector_of_float(numbers: Iterable[float]) -> HostTensor:
+    """Returns numbers as a tensor of f32 on the host, `[len(numbers)]`."""
+    memory = array("f", numbers)
+    return HostTensor(memory.buffer_info()[0], (len(memory),), (1,), _FLOAT, 32, memory)
 
 
 def _of_numpy(values: Any, write: bool) -> HostTensor:

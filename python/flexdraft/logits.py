@@ -11,23 +11,29 @@ from ._library import OptionalTensor, Tensor, read, run, write
 
 def _sample(name: str, logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, vocab: int,
             logit_index: OptionalTensor, starts: OptionalTensor, draft: OptionalTensor, hidden: OptionalTensor,
-            weight: OptionalTensor, bias: OptionalTensor, update: bool, error: OptionalTensor) -> None:
-    run(name, write(logits) if update else read(logits), vocab, read(logit_index), read(sampling), read(starts),
-        read(draft), read(hidden), read(weight), read(bias), write(workspace), write(stats), update, write(error))
+            weight: OptionalTensor, bias: OptionalTensor, update: bool, error: OptionalTensor,
+            row_edits: OptionalTensor, edit_offsets: OptionalTensor, edits: OptionalTensor,
+            masks: OptionalTensor) -> None:
+    changes = update or row_edits is not None
+    run(name, write(logits) if changes else read(logits), vocab, read(logit_index), read(sampling), read(starts),
+        read(draft), read(hidden), read(weight), read(bias), write(workspace), write(stats), update, write(error),
+        read(row_edits), read(edit_offsets), read(edits), read(masks))
 
 
 def sample(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, *, vocab: int,
            logit_index: OptionalTensor = None, starts: OptionalTensor = None, draft: OptionalTensor = None,
            hidden: OptionalTensor = None, weight: OptionalTensor = None, bias: OptionalTensor = None,
-           update: bool = False, error: OptionalTensor = None) -> None:
+           update: bool = False, error: OptionalTensor = None, row_edits: OptionalTensor = None,
+           edit_offsets: OptionalTensor = None, edits: OptionalTensor = None, masks: OptionalTensor = None) -> None:
     """Draws a token from each row of logits, after temperature, top-k, top-p and min-p. With a calibrator, the logits
-    become ``logits + weight hidden + bias`` first, rounded to their type.
+    become ``logits + weight hidden + bias`` first, rounded to their type. With edits, the edited logits replace the logits
+    first.
 
     The draw is Gumbel-max with one Philox number per id, keyed by seed, purpose, slot and position. A row's result has
     the same bits in any batch. NaN counts as -inf.
 
     Args:
-        logits: ``[logit_rows, stride]``; written with ``update``.
+        logits: ``[logit_rows, stride]``; written with ``update`` and with ``row_edits``.
         sampling: how each row is drawn from, u8 ``[rows, 40]``, from ``row_sampling``.
         stats: written, u8 ``[rows, 48]``; ``row_stats`` reads a field.
         workspace: f32, at least ``sample_workspace_len`` elements.
@@ -43,23 +49,31 @@ def sample(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, *
             top-k, top-p or min-p.
         error: the device error word, u32 or i32 ``[1]``: fault 2 for a draft token outside the vocabulary, 4 for a NaN,
             16 for an index out of range, 32 for calibrated logits that were needed again and not stored.
+        row_edits: the edits of each row, u8 ``[rows, 24]``; not with a calibrator. ``edit_rows`` makes the four tables.
+        edit_offsets: the places of edits, i32; present if ``row_edits`` is, as the tables below.
+        edits: the edits, u8 ``[any, 16]``.
+        masks: the masks of allowed ids, u32 or i32.
 
     Raises:
         TypeError: an operand has another element type, or is missing.
         ValueError: an operand has another shape, alignment or device, or the workspace is too small.
     """
     _sample("sample", logits, sampling, stats, workspace, vocab, logit_index, starts, draft, hidden, weight, bias,
-            update, error)
+            update, error, row_edits, edit_offsets, edits, masks)
 
 
 def sample_partials(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, *, vocab: int,
                     logit_index: OptionalTensor = None, starts: OptionalTensor = None, draft: OptionalTensor = None,
                     hidden: OptionalTensor = None, weight: OptionalTensor = None, bias: OptionalTensor = None,
-                    update: bool = False, error: OptionalTensor = None) -> None:
-    """Runs the first half of ``sample`` alone: it calibrates the logits and leaves partial results in ``workspace``,
-    which ``chain_choose`` reads. ``stats`` does not change. Takes the arguments of ``sample``, and raises its errors."""
+                    update: bool = False, error: OptionalTensor = None, row_edits: OptionalTensor = None,
+                    edit_offsets: OptionalTensor = None, edits: OptionalTensor = None,
+                    masks: OptionalTensor = None) -> None:
+    """Runs the first half of ``sample`` alone: it calibrates or edits the logits and leaves partial results in
+    ``workspace``, which ``chain_choose`` reads. ``stats`` does not change.
+
+    Takes the arguments of ``sample``, and raises its errors."""
     _sample("sample_partials", logits, sampling, stats, workspace, vocab, logit_index, starts, draft, hidden, weight,
-            bias, update, error)
+            bias, update, error, row_edits, edit_offsets, edits, masks)
 
 
 def sample_workspace_len(rows: int, vocab: int, *, calibrated: bool = False) -> int:

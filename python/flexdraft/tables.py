@@ -1,22 +1,26 @@
 """Rows of the kernels' tables, which the host writes before the device reads them, and fields of their results.
 
 A table is a tensor of u8 with one row per entry: 40 bytes for the sampling of a row of logits, 48 for its statistics and
-for the verification of a sequence, 32 for a verdict and for a draft. Write tables on the host, then copy them.
+for the verification of a sequence, 32 for a verdict and for a draft, 24 for the edits of a row of logits and 16 for an
+edit. Write tables on the host, then copy them.
 """
 
 from __future__ import annotations
 
 import sys
 from enum import IntEnum
-from typing import Any, Iterable, Optional
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
-from ._library import Tensor, groups_as_bits, run, signed, write
+from ._dlpack import vector_of_float, vector_of_int64
+from ._library import OptionalTensor, Tensor, groups_as_bits, read, run, signed, write
 
 ROW_SAMPLING_BYTES = 40
 ROW_STATS_BYTES = 48
 VERIFY_BYTES = 48
 VERDICT_BYTES = 32
 DRAFT_BYTES = 32
+ROW_EDITS_BYTES = 24
+LOGIT_EDIT_BYTES = 16
 MAX_COMMITTED = 64
 """Number of entries per sequence in the committed tokens of ``accept``."""
 
@@ -139,6 +143,59 @@ def draft(out: Tensor, row: int, *, sequence: int, first_slot: int, slots: int, 
         ValueError: a parameter is out of its range, or ``out`` has another shape or is not on the host.
     """
     run("draft", write(out), row, sequence, groups_as_bits(groups), first_slot, slots, first_draft, int(rows))
+
+
+def edit_rows(row_edits: Tensor, edit_offsets: Tensor, edits: Tensor, masks: Tensor, used: Tensor, *, vocab: int,
+              first_row: int, draft_rows: int = 0, tokens: Sequence[int] = (), prompt_len: int = 0,
+              draft: Sequence[int] = (), stop_ids: Sequence[int] = (), min_tokens: int = 0,
+              repetition_penalty: float = 1.0, frequency_penalty: float = 0.0, presence_penalty: float = 0.0,
+              logit_bias: Optional[Mapping[int, float]] = None, bad_words: Sequence[Sequence[int]] = (),
+              allowed: OptionalTensor = None, allowed_by_row: OptionalTensor = None) -> None:
+    """Adds to tables what the logit processors of one sequence change in its rows of logits. ``sample`` takes the tables.
+
+    Call it once per sequence of a step, also for a sequence without edits, then copy the tables to the device. The
+    processors act in this order: penalties, bias, forbidden ids, masks. Row i of the target follows draft token i, and its
+    penalties count the draft tokens before it. All tables are on the host.
+
+    Args:
+        row_edits: written, u8 ``[rows, 24]``, a row per row of ``sample``.
+        edit_offsets: written, i32; a sequence with edits adds ceil(vocab / 1024) + 1 entries.
+        edits: written, u8 ``[any, 16]``; a sequence adds at most one row per token, draft token, bias and stop id, and
+            one per bad word and row.
+        masks: written, u32 or i32; a sequence with a mask adds ceil(vocab / 32) words, and with masks by row as many per
+            row.
+        used: i64 ``[3]``, the numbers of used entries of ``edit_offsets``, ``edits`` and ``masks``, which the call raises;
+            zeros before the first sequence.
+        vocab: number of token ids, 1 to 2^20.
+        first_row: the sequence's first row.
+        draft_rows: 0 for the ``len(draft) + 1`` rows of the target; 1 to 64 for this number of rows of a draft, on which
+            only bias, bad words of one id and masks act.
+        tokens: ids of the prompt and of the output, up to the newest token.
+        prompt_len: the number of ids of the prompt.
+        draft: the draft tokens that the step verifies.
+        stop_ids: ids that ``min_tokens`` forbids.
+        min_tokens: number of output tokens before which the stop ids are forbidden.
+        repetition_penalty: divides positive logits of the ids before a row, and multiplies negative logits of these ids;
+            1 is off.
+        frequency_penalty: subtracted from an id's logit for each of its occurrences in the output.
+        presence_penalty: subtracted from the logits of ids that occur in the output.
+        logit_bias: numbers that are added to the logits of ids.
+        bad_words: sequences of ids that may not occur; an id that would complete one is forbidden.
+        allowed: the allowed ids, u32 or i32 ``[ceil(vocab / 32)]``: bit ``id % 32`` of word ``id // 32``.
+        allowed_by_row: the allowed ids of each row, u32 or i32 ``[rows, ceil(vocab / 32)]``.
+
+    Raises:
+        TypeError: a tensor has another element type.
+        ValueError: a parameter is out of its range, a table has no room for the entries, or a tensor has another shape or
+            is not on the host. The tables hold what they held before.
+    """
+    bias = dict(logit_bias or {})
+    words = [list(word) for word in bad_words]
+    run("edit_rows", write(row_edits), write(edit_offsets), write(edits), write(masks), write(used), vocab, first_row,
+        draft_rows, vector_of_int64(tokens), prompt_len, vector_of_int64(draft), vector_of_int64(stop_ids), min_tokens,
+        repetition_penalty, frequency_penalty, presence_penalty, vector_of_int64(bias), vector_of_float(bias.values()),
+        vector_of_int64(id for word in words for id in word), vector_of_int64(map(len, words)), read(allowed),
+        read(allowed_by_row))
 
 
 def supports(*, q_heads: int, kv_heads: int, head_dim: int, vocab: int, hidden: int, intermediate: int,

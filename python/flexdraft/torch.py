@@ -47,7 +47,8 @@ def _tables(number: int) -> PassTables:
 _SAMPLE = (
     "(Tensor(a!) logits, Tensor sampling, Tensor(b!) stats, Tensor(c!) workspace, SymInt vocab, "
     "Tensor? logit_index=None, Tensor? starts=None, Tensor? draft=None, Tensor? hidden=None, Tensor? weight=None, "
-    "Tensor? bias=None, bool update=False, Tensor(d!)? error=None) -> ()"
+    "Tensor? bias=None, bool update=False, Tensor(d!)? error=None, Tensor? row_edits=None, Tensor? edit_offsets=None, "
+    "Tensor? edits=None, Tensor? masks=None) -> ()"
 )
 _SCHEMAS = {
     rows.embed: "(Tensor ids, Tensor table, Tensor(a!) out, Tensor(b!)? error=None) -> ()",

@@ -94,6 +94,71 @@ class Sampling(unittest.TestCase):
         np.testing.assert_array_equal(flexdraft.row_stats(stats, "token"), to_float(logits)[:, :VOCAB].argmax(axis=1))
 
 
+class Edits(unittest.TestCase):
+    """Rows 0 and 1 are the target's after the output 3, 3 and with the draft token 5; row 2 is a row of a draft."""
+
+    def setUp(self):
+        self.tables = dict(row_edits=np.zeros((3, flexdraft.ROW_EDITS_BYTES), np.uint8),
+                           edit_offsets=np.zeros(4, np.int32),
+                           edits=np.zeros((20, flexdraft.LOGIT_EDIT_BYTES), np.uint8), masks=np.zeros(4, np.uint32))
+        self.used = np.zeros(3, np.int64)
+        self.allowed = np.array([0xFFFFFFFF, ~(1 << 8) & 0xFFFFFFFF], np.uint32)
+
+    def push(self, **options):
+        options = dict(tokens=[1, 2, 3, 3], prompt_len=2, draft=[5], stop_ids=[8], min_tokens=3, repetition_penalty=1.5,
+                       frequency_penalty=0.25, presence_penalty=0.5, logit_bias={7: 2.0, 9: -1.0},
+                       bad_words=[[11], [3, 4]], allowed=self.allowed, vocab=VOCAB) | options
+        flexdraft.edit_rows(**self.tables, used=self.used, **options)
+
+    def edited(self, row, before, output, forbidden):
+        """Returns a row of logits after all edits."""
+        row = row.copy()
+        for id in set(before):
+            row[id] = row[id] / np.float32(1.5) if row[id] > 0 else row[id] * np.float32(1.5)
+        for id in set(output):
+            row[id] = row[id] - np.float32(0.25 * output.count(id)) - np.float32(0.5)
+        row[7] += 2
+        row[9] -= 1
+        row[[11, 40, *forbidden]] = -np.inf
+        return row
+
+    def test_edited_rows(self):
+        self.push(first_row=0)
+        self.push(first_row=2, draft_rows=1)
+        self.assertEqual((self.used[0], self.used[2]), (4, 4))
+        logits = 2 * floats(np.random.default_rng(7), 3, STRIDE)
+        expected = logits.copy()
+        expected[0, :VOCAB] = self.edited(logits[0, :VOCAB], [1, 2, 3], [3, 3], [8, 4])
+        expected[1, :VOCAB] = self.edited(logits[1, :VOCAB], [1, 2, 3, 5], [3, 3, 5], [])
+        expected[2, :VOCAB] = self.edited(logits[2, :VOCAB], [], [], [])
+        stats, _ = sampled(logits, samplings(3, temperature=0.0), **self.tables)
+        np.testing.assert_array_equal(logits, expected)
+        np.testing.assert_array_equal(flexdraft.row_stats(stats, "token"), expected[:, :VOCAB].argmax(axis=1))
+
+    def test_misuse(self):
+        def refused(text, **options):
+            with self.assertRaisesRegex(ValueError, text):
+                self.push(first_row=0, **options)
+
+        refused("repetition penalty must be finite and above 0", repetition_penalty=0.0)
+        refused("id 45 of the logit bias is out of vocabulary", logit_bias={45: 1.0})
+        refused("`prompt_len` is 5", prompt_len=5)
+        refused("`tokens` is -1", tokens=[-1])
+        refused(r"`allowed` has the shape \[1\], expected \[2\]", allowed=self.allowed[:1])
+        self.used[1] = 20
+        refused("`edits` has room for 20 entries", draft=[])
+        self.assertFalse(self.tables["row_edits"].any())
+        self.used[1] = 0
+        self.push(first_row=0)
+        self.push(first_row=2, draft_rows=1)
+        logits = np.zeros((3, STRIDE), np.float32)
+        calibrator = dict(hidden=np.zeros((3, 8), np.uint16), weight=np.zeros((VOCAB, 8), np.uint16))
+        with self.assertRaisesRegex(ValueError, "no calibration of edited logits"):
+            sampled(logits, samplings(3), **self.tables, **calibrator)
+        with self.assertRaisesRegex(ValueError, "`row_edits` is absent"):
+            sampled(logits, samplings(3), masks=self.tables["masks"])
+
+
 class Acceptance(unittest.TestCase):
     def setUp(self):
         self.random = np.random.default_rng(4)

@@ -11,7 +11,9 @@ use crate::attention::FlexdraftHeadRows;
 use crate::buffer::{
     FLEXDRAFT_BF16, FLEXDRAFT_F16, FLEXDRAFT_F32, FLEXDRAFT_I32, FLEXDRAFT_U32, FlexdraftBuffer, dtype_name,
 };
-use crate::status::{FLEXDRAFT_DTYPE, FLEXDRAFT_LENGTH, FLEXDRAFT_QUEUE, FLEXDRAFT_VALUE, Outcome, Refusal};
+use crate::status::{
+    FLEXDRAFT_DTYPE, FLEXDRAFT_LENGTH, FLEXDRAFT_QUEUE, FLEXDRAFT_VALUE, Outcome, Refusal, table,
+};
 
 /// The elements that a tensor argument may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,12 @@ pub enum Elements {
     Word,
     /// i64, on the host.
     HostI64,
+    /// i32, on the host.
+    HostI32,
+    /// u32 or i32, on the host.
+    HostWord,
+    /// f32, on the host.
+    HostF32,
     /// Structs of the C interface with this type number and size: a tensor of u8 with a last dimension of this size.
     Struct(u32, usize),
     /// The same structs on the host.
@@ -47,7 +55,17 @@ pub struct Found<'a> {
     pub strides: Option<&'a [i64]>,
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    /// Returns the elements of a tensor on the host.
+    ///
+    /// # Safety
+    ///
+    /// The tensor is on the host, contiguous, has elements of `T`, and lives for `'a`.
+    pub unsafe fn host<T: bytemuck::Pod>(&self, name: &str) -> Outcome<&'a [T]> {
+        // SAFETY: the caller's promise.
+        unsafe { table(name, self.buffer.data.cast_const().cast(), self.buffer.len) }
+    }
+
     /// Returns the size of a dimension.
     pub fn dim(&self, index: usize) -> u64 {
         self.shape.get(index).map_or(0, |&size| size.cast_unsigned())
@@ -338,6 +356,9 @@ impl<'a> Arguments<'a> {
             Elements::I32 if is(CODE_INT, 32) => Some((FLEXDRAFT_I32, 4, false)),
             Elements::Word if is(CODE_INT, 32) || is(CODE_UINT, 32) => Some((FLEXDRAFT_U32, 4, false)),
             Elements::HostI64 if is(CODE_INT, 64) => Some((FLEXDRAFT_I32, 8, true)),
+            Elements::HostI32 if is(CODE_INT, 32) => Some((FLEXDRAFT_I32, 4, true)),
+            Elements::HostWord if is(CODE_INT, 32) || is(CODE_UINT, 32) => Some((FLEXDRAFT_U32, 4, true)),
+            Elements::HostF32 if f32 => Some((FLEXDRAFT_F32, 4, true)),
             Elements::Struct(dtype, size) if is(CODE_UINT, 8) => Some((dtype, size as u64, false)),
             Elements::HostStruct(dtype, size) if is(CODE_UINT, 8) => Some((dtype, size as u64, true)),
             _ => None,
@@ -346,10 +367,10 @@ impl<'a> Arguments<'a> {
             let expected = match elements {
                 Elements::Bf16 => "bf16".to_owned(),
                 Elements::Half => "bf16 or f16".to_owned(),
-                Elements::F32 => "f32".to_owned(),
+                Elements::F32 | Elements::HostF32 => "f32".to_owned(),
                 Elements::Logits => "f32 or bf16".to_owned(),
-                Elements::I32 => "i32".to_owned(),
-                Elements::Word => "u32 or i32".to_owned(),
+                Elements::I32 | Elements::HostI32 => "i32".to_owned(),
+                Elements::Word | Elements::HostWord => "u32 or i32".to_owned(),
                 Elements::HostI64 => "i64".to_owned(),
                 Elements::Struct(dtype, size) | Elements::HostStruct(dtype, size) => {
                     format!("u8, with {size} bytes for each {}", dtype_name(dtype))

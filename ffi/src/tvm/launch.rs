@@ -9,7 +9,8 @@ use super::arguments::Elements::Struct;
 use super::arguments::{Arguments, Elements};
 use super::host;
 use crate::buffer::{
-    FLEXDRAFT_DRAFT, FLEXDRAFT_ROW_SAMPLING, FLEXDRAFT_ROW_STATS, FLEXDRAFT_VERDICT, FLEXDRAFT_VERIFY,
+    FLEXDRAFT_DRAFT, FLEXDRAFT_LOGIT_EDIT, FLEXDRAFT_ROW_EDITS, FLEXDRAFT_ROW_SAMPLING, FLEXDRAFT_ROW_STATS,
+    FLEXDRAFT_VERDICT, FLEXDRAFT_VERIFY,
 };
 use crate::processor::{Call, FLEXDRAFT_EMULATOR, FlexdraftKernels};
 use crate::status::Outcome;
@@ -45,6 +46,10 @@ pub const VERIFY: Elements = Struct(FLEXDRAFT_VERIFY, 48);
 pub const VERDICT: Elements = Struct(FLEXDRAFT_VERDICT, 32);
 /// The elements of a table of drafts.
 pub const DRAFT: Elements = Struct(FLEXDRAFT_DRAFT, 32);
+/// The elements of a table of the edits of rows.
+pub const ROW_EDITS: Elements = Struct(FLEXDRAFT_ROW_EDITS, 24);
+/// The elements of a table of edits.
+pub const LOGIT_EDIT: Elements = Struct(FLEXDRAFT_LOGIT_EDIT, 16);
 /// Any size of a dimension.
 pub const ANY: i64 = -1;
 

@@ -6,7 +6,7 @@
 //! a `TypeError` for an argument of another type, a `ValueError` for a shape or value, and a `RuntimeError` otherwise.
 //!
 //! Structs of the C interface are rows of a u8 tensor: `[rows, 40]` for row sampling, 48 bytes for row stats and
-//! verify, and 32 bytes for verdicts and drafts.
+//! verify, 32 bytes for verdicts and drafts, 24 bytes for the edits of rows, and 16 bytes for edits.
 //!
 //! The kernels stay loaded for each device that was used once, until the process ends. This is the only state that
 //! calls share, and no result depends on it.

@@ -27,8 +27,8 @@ fn every_function_is_declared_with_its_errors() {
     let text = fs::read_to_string(header()).unwrap();
     let declared = functions(&text);
     // Version and text of the version, opening and closing of kernels and passes, the upload, the limits, three sizes
-    // of workspaces, three tables, the faults, and the launches.
-    assert_eq!(declared.len(), 2 + 2 + 3 + 1 + 3 + 3 + 1 + 17, "{declared:?}");
+    // of workspaces, three rows of tables and the tables of edits, the faults, and the launches.
+    assert_eq!(declared.len(), 2 + 2 + 3 + 1 + 3 + 4 + 1 + 17, "{declared:?}");
     for launch in [
         "joint_attention",
         "sample",
@@ -86,7 +86,11 @@ fn assertions() -> String {
         FlexdraftRowSampling { words },
         FlexdraftSamplingParams { sequence },
         FlexdraftRowStats { fault },
-        FlexdraftSample { reserved },
+        FlexdraftSample { masks },
+        FlexdraftRowEdits { words },
+        FlexdraftLogitEdit { words },
+        FlexdraftEditedRows { reserved },
+        FlexdraftEditTables { mask_count },
         FlexdraftVerify { words },
         FlexdraftVerifySequence { draft },
         FlexdraftVerdict { unused },

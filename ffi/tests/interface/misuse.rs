@@ -5,7 +5,7 @@ use std::ptr;
 
 use crate::support::{ABSENT, NO_ROWS, Opened, attempt, read, sequence, write};
 use bytemuck::Zeroable;
-use flexdraft::kernels::sampling::{RowSampling, RowStats};
+use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft_ffi::*;
 use half::bf16;
 
@@ -38,6 +38,11 @@ fn null_pointers() {
             attempt(|error| flexdraft_supports(ptr::null(), error)),
             FLEXDRAFT_NULL,
             &["FlexdraftModelShape"],
+        );
+        refused(
+            attempt(|error| flexdraft_edit_rows(ptr::null(), ptr::null_mut(), error)),
+            FLEXDRAFT_NULL,
+            &["FlexdraftEditedRows"],
         );
         refused(
             attempt(|error| flexdraft_sample_workspace_len(1, 8, 0, ptr::null_mut(), error)),
@@ -257,6 +262,10 @@ fn workspaces_and_calibrators() {
             error_word: ABSENT,
             update: 0,
             reserved: 0,
+            row_edits: ABSENT,
+            edit_offsets: ABSENT,
+            edits: ABSENT,
+            masks: ABSENT,
         };
         change(&mut args);
         // SAFETY: the operands are valid, except for what the launch refuses.
@@ -284,6 +293,33 @@ fn workspaces_and_calibrators() {
     refused(launch(&|args| args.update = 2), FLEXDRAFT_VALUE, &["`update` is 2", "0 or 1"]);
     refused(launch(&|args| args.stride = 7), FLEXDRAFT_UNSUPPORTED, &["stride"]);
     refused(launch(&|args| args.vocab = 0), FLEXDRAFT_UNSUPPORTED, &["vocabulary is 0", "2^20"]);
+
+    // An older caller's struct has no edits.
+    let (row_edits, offsets, none): (_, _, [LogitEdit; 0]) = ([RowEdits::zeroed()], [0i32; 2], []);
+    let (weight, halves) = (vec![bf16::ONE; 64], [bf16::ONE; 8]);
+    let edited = |args: &mut FlexdraftSample| {
+        (args.row_edits, args.edit_offsets) = (read(&row_edits), read(&offsets));
+        (args.edits, args.masks) = (read(&none), read(&[0u32; 0]));
+    };
+    assert_eq!(launch(&|args| edited(args)), Ok(()));
+    let older = std::mem::offset_of!(FlexdraftSample, row_edits) as u64;
+    assert_eq!(launch(&|args| (args.struct_size, args.row_edits) = (older, args.logits)), Ok(()));
+    refused(launch(&|args| args.row_edits = read(&row_edits)), FLEXDRAFT_NULL, &["`edit_offsets`", "i32"]);
+    refused(
+        launch(&|args| args.masks = read(&[1u32])),
+        FLEXDRAFT_VALUE,
+        &["`row_edits` is absent", "`masks`"],
+    );
+    let wrong = |args: &mut FlexdraftSample| {
+        edited(args);
+        args.edits = read(&row_edits);
+    };
+    refused(launch(&|args| wrong(args)), FLEXDRAFT_DTYPE, &["`edits`", "row edits, expected logit edit"]);
+    let calibrated = |args: &mut FlexdraftSample| {
+        edited(args);
+        (args.rank, args.hidden, args.weight) = (8, read(&halves), read(&weight));
+    };
+    refused(launch(&|args| calibrated(args)), FLEXDRAFT_UNSUPPORTED, &["no calibration of edited logits"]);
 }
 
 #[test]
@@ -343,6 +379,98 @@ fn parameters() {
     refused(verify(FlexdraftVerifySequence { drafts: 64, ..sequence }), FLEXDRAFT_UNSUPPORTED, &["64"]);
     let far = FlexdraftVerifySequence { first_token: 1 << 31, ..sequence };
     refused(verify(far), FLEXDRAFT_OVERFLOW, &["first token"]);
+}
+
+/// An error of `flexdraft_edit_rows` leaves the tables as they were.
+#[test]
+fn edits() {
+    let (tokens, draft, bias_ids, bias) = ([1u32, 2], [3u32], [4u32, 5], [1f32, 2.0]);
+    let (bad_words, lens, allowed) = ([6u32], [1u64], [!0u32]);
+    let sound = FlexdraftEditedRows {
+        struct_size: size_of::<FlexdraftEditedRows>() as u64,
+        vocab: 30,
+        first_row: 1,
+        draft_rows: 0,
+        tokens: tokens.as_ptr(),
+        token_count: 2,
+        prompt_len: 1,
+        draft: draft.as_ptr(),
+        draft_count: 1,
+        stop_ids: ptr::null(),
+        stop_count: 0,
+        min_tokens: 0,
+        bias_ids: bias_ids.as_ptr(),
+        bias: bias.as_ptr(),
+        bias_count: 2,
+        bad_words: bad_words.as_ptr(),
+        bad_word_lens: lens.as_ptr(),
+        bad_word_count: 1,
+        allowed: allowed.as_ptr(),
+        allowed_by_row: ptr::null(),
+        repetition_penalty: 1.5,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        reserved: 0,
+    };
+    // Two edits of bias, one penalty per id and token, and a bad word of one id in two rows.
+    let (mut row_edits, mut offsets) = ([RowEdits::zeroed(); 3], [0i32; 2]);
+    let (mut edits, mut masks) = ([LogitEdit::zeroed(); 7], [0u32; 1]);
+    let mut push = |change: &dyn Fn(&mut FlexdraftEditedRows, &mut FlexdraftEditTables)| {
+        let mut tables = FlexdraftEditTables {
+            struct_size: size_of::<FlexdraftEditTables>() as u64,
+            row_edits: row_edits.as_mut_ptr().cast(),
+            row_count: 3,
+            offsets: offsets.as_mut_ptr(),
+            offset_room: 2,
+            offset_count: 0,
+            edits: edits.as_mut_ptr().cast(),
+            edit_room: 7,
+            edit_count: 0,
+            masks: masks.as_mut_ptr(),
+            mask_room: 1,
+            mask_count: 0,
+        };
+        let mut rows = sound;
+        change(&mut rows, &mut tables);
+        // SAFETY: the pointers lead to variables of the stated sizes, or are null.
+        let pushed = attempt(|error| unsafe { flexdraft_edit_rows(&raw const rows, &raw mut tables, error) });
+        let written = masks != [0];
+        masks = [0];
+        assert_eq!(written, pushed.is_ok());
+        pushed
+    };
+    assert_eq!(push(&|_, _| ()), Ok(()));
+    refused(push(&|rows, _| rows.vocab = 0), FLEXDRAFT_UNSUPPORTED, &["vocabulary is 0", "2^20"]);
+    refused(push(&|rows, _| rows.vocab = 5), FLEXDRAFT_VALUE, &["id 5 of the logit bias", "5 ids"]);
+    refused(push(&|rows, _| rows.prompt_len = 3), FLEXDRAFT_VALUE, &["`prompt_len` is 3", "at most 2"]);
+    refused(push(&|rows, _| rows.draft_rows = 65), FLEXDRAFT_UNSUPPORTED, &["number of rows is 65", "64"]);
+    refused(push(&|rows, _| rows.tokens = ptr::null()), FLEXDRAFT_NULL, &["`tokens`", "2 entries"]);
+    refused(push(&|rows, _| rows.draft_count = u64::MAX), FLEXDRAFT_OVERFLOW, &["`draft`"]);
+    refused(push(&|rows, _| rows.repetition_penalty = 0.0), FLEXDRAFT_VALUE, &["above 0, found 0"]);
+    refused(push(&|rows, _| rows.presence_penalty = f32::NAN), FLEXDRAFT_VALUE, &["presence", "NaN"]);
+    let twice = [4u32, 4];
+    refused(
+        push(&|rows, _| rows.bias_ids = twice.as_ptr()),
+        FLEXDRAFT_VALUE,
+        &["`bias_ids`", "each id once"],
+    );
+    let long = [u64::MAX, 2];
+    let words = push(&|rows, _| (rows.bad_word_lens, rows.bad_word_count) = (long.as_ptr(), 2));
+    refused(words, FLEXDRAFT_OVERFLOW, &["`bad_word_lens`"]);
+    refused(
+        push(&|rows, _| rows.first_row = 2),
+        FLEXDRAFT_LENGTH,
+        &["`row_edits` has room for 3", "least 4"],
+    );
+    refused(
+        push(&|_, tables| tables.offset_count = 1),
+        FLEXDRAFT_LENGTH,
+        &["`offsets` has room for 2", "least 3"],
+    );
+    refused(push(&|_, tables| tables.edit_room = 4), FLEXDRAFT_LENGTH, &["`edits` has room for 4 entries"]);
+    refused(push(&|_, tables| tables.mask_count = u64::MAX), FLEXDRAFT_OVERFLOW, &["mask"]);
+    refused(push(&|_, tables| tables.masks = ptr::null_mut()), FLEXDRAFT_NULL, &["`masks`"]);
+    refused(push(&|_, tables| tables.struct_size = 8), FLEXDRAFT_STRUCT_SIZE, &["FlexdraftEditTables"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use flexdraft::kernels::HalfFloat;
 use flexdraft::kernels::acceptance::{Verdict, Verify};
-use flexdraft::kernels::sampling::{RowSampling, RowStats};
+use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
 use flexdraft_ffi::*;
 use half::{bf16, f16};
@@ -102,6 +102,8 @@ elements![
     Verify: FLEXDRAFT_VERIFY,
     Verdict: FLEXDRAFT_VERDICT,
     Draft: FLEXDRAFT_DRAFT,
+    RowEdits: FLEXDRAFT_ROW_EDITS,
+    LogitEdit: FLEXDRAFT_LOGIT_EDIT,
 ];
 
 /// Returns a slice as an operand that a kernel reads.

@@ -44,6 +44,9 @@ unsafe impl ValidAsZeroBits for LogitEdit {}
 
 impl Element for LogitEdit {}
 
+/// The kernel that errors of tables name.
+const KERNEL: &str = "sample";
+
 /// The edits of rows on the host. The kernel reads the four tables.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EditTables {
@@ -75,7 +78,6 @@ impl EditTables {
         edits: &LogitEdits<'_>,
         vocab: usize,
     ) -> Result<(), KernelError> {
-        const KERNEL: &str = "sample";
         let overflow = |what| KernelError::Overflow { kernel: KERNEL, what };
         let index = |what, value: usize| i32::try_from(value).map_err(|_| overflow(what));
         let row_index = |value: usize| u16::try_from(value).map_err(|_| overflow("row of an edit"));
@@ -125,6 +127,31 @@ impl EditTables {
             *to = RowEdits(FlexdraftRowEdits { row: index("row", row)?, ..row_edits });
         }
         Ok(())
+    }
+
+    /// Returns the tables for places behind the tables of other sequences, which have `offsets` offsets, `edits` edits and
+    /// `masks` words of masks.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Overflow`] if a place is beyond its type.
+    pub fn behind(mut self, offsets: usize, edits: usize, masks: usize) -> Result<Self, KernelError> {
+        let moved = |what, place: i32, by: usize| {
+            let sum = i32::try_from(by).ok().and_then(|by| place.checked_add(by));
+            sum.ok_or(KernelError::Overflow { kernel: KERNEL, what })
+        };
+        for RowEdits(row) in &mut self.rows {
+            if row.first_offset >= 0 {
+                row.first_offset = moved("number of offsets", row.first_offset, offsets)?;
+            }
+            if row.first_word >= 0 {
+                row.first_word = moved("number of mask words", row.first_word, masks)?;
+            }
+        }
+        for offset in &mut self.offsets {
+            *offset = moved("number of edits", *offset, edits)?;
+        }
+        Ok(self)
     }
 }
 

@@ -3,7 +3,9 @@
 use super::super::abi::Any;
 use super::super::arguments::Arguments;
 use super::super::arguments::Elements::{Bf16, F32, I32, Logits, Word};
-use super::super::launch::{ANY, DRAFT, ROW_SAMPLING, ROW_STATS, VERDICT, VERIFY, integer, launch};
+use super::super::launch::{
+    ANY, DRAFT, LOGIT_EDIT, ROW_EDITS, ROW_SAMPLING, ROW_STATS, VERDICT, VERIFY, integer, launch,
+};
 use crate::acceptance::FlexdraftAccept;
 use crate::buffer::FlexdraftBuffer;
 use crate::chain::{FlexdraftChainChoose, FlexdraftChainScore, FlexdraftChainWalk};
@@ -13,7 +15,8 @@ use crate::status::{Outcome, Refusal, size};
 
 /// `sample(logits [logit_rows, stride], vocab, logit_index [rows] or None, sampling [rows, 40], starts [sequences] or
 /// None, draft [rows] or None, hidden [rows, rank] or None, weight [vocab, rank] or None, bias [vocab] or None,
-/// workspace, stats [rows, 48], update, error [1] or None)`.
+/// workspace, stats [rows, 48], update, error [1] or None)`. Four more arguments may follow: row_edits [rows, 24] or None,
+/// edit_offsets [any] or None, edits [any, 16] or None, masks [any] or None, which `edit_rows` makes.
 fn sample_operands(args: &mut Arguments<'_>) -> Outcome<FlexdraftSample> {
     let logits = args.tensor("logits", Logits, &[ANY, ANY])?;
     let vocab = args.size("vocab")?;
@@ -31,6 +34,13 @@ fn sample_operands(args: &mut Arguments<'_>) -> Outcome<FlexdraftSample> {
     let stats = args.tensor("stats", ROW_STATS, &[rows])?.buffer;
     let update = args.flag("update")?;
     let error_word = args.optional("error", Word, &[1])?;
+    let [mut row_edits, mut edit_offsets, mut edits, mut masks] = [FlexdraftBuffer::ABSENT; 4];
+    if args.has_more() {
+        row_edits = args.optional("row_edits", ROW_EDITS, &[rows])?;
+        edit_offsets = args.optional("edit_offsets", I32, &[ANY])?;
+        edits = args.optional("edits", LOGIT_EDIT, &[ANY])?;
+        masks = args.optional("masks", Word, &[ANY])?;
+    }
     Ok(FlexdraftSample {
         struct_size: 0,
         vocab,
@@ -49,6 +59,10 @@ fn sample_operands(args: &mut Arguments<'_>) -> Outcome<FlexdraftSample> {
         error_word,
         update,
         reserved: 0,
+        row_edits,
+        edit_offsets,
+        edits,
+        masks,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The functions: each takes its arguments in order, fills the struct of the C interface, and runs it.
 
+mod edits;
 mod logits;
 mod passes;
 mod rows;
@@ -57,5 +58,6 @@ exported![
     __tvm_ffi_row_sampling: tables::row_sampling,
     __tvm_ffi_verify: tables::verify,
     __tvm_ffi_draft: tables::draft,
+    __tvm_ffi_edit_rows: edits::edit_rows,
     __tvm_ffi_supports: tables::supports,
 ];

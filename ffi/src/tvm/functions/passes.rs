@@ -47,7 +47,7 @@ pub(super) fn pass_upload(args: &mut Arguments<'_>) -> Outcome<Any> {
     let (pages, page_size) = (args.size("pages")?, args.size("page_size")?);
     args.end()?;
     // SAFETY: the tensors are on the host, contiguous, and have these shapes.
-    let (all_ids, table) = unsafe { (host_table(&ids)?, host_table(&table)?) };
+    let (all_ids, table) = unsafe { (ids.host::<i64>("page_ids")?, table.host::<i64>("sequences")?) };
     let narrow = |&id: &i64| u32::try_from(id).map_err(|_| Refusal::value("page_ids", id, "ids of 32 bits"));
     let all_ids = all_ids.iter().map(narrow).collect::<Outcome<Vec<u32>>>()?;
     let each = size("max_pages", ids.dim(1))?;
@@ -80,23 +80,6 @@ pub(super) fn pass_upload(args: &mut Arguments<'_>) -> Outcome<Any> {
     let upload = Upload { pass: &raw mut pass.pass, rows: &rows, paging: paging(pages, page_size)? };
     pass.kernels.run(stream(pass.device), &upload)?;
     Ok(NO_RESULT)
-}
-
-/// Returns the elements of a table of i64.
-///
-/// # Safety
-///
-/// The tensor is on the host, contiguous, has elements of i64, and lives for `'a`.
-unsafe fn host_table<'a>(table: &Found<'a>) -> Outcome<&'a [i64]> {
-    let data: *const i64 = table.buffer.data.cast_const().cast();
-    if table.buffer.len == 0 {
-        return Ok(&[]);
-    }
-    if data.is_null() || !data.is_aligned() {
-        return Err(Refusal::null("table", "an aligned address"));
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts(data, size("table", table.buffer.len)?) })
 }
 
 /// Returns the number of heads and the cache of k and v tensors `[pages, page_size, kv_heads, head_dim]` with any

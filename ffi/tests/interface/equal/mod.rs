@@ -40,6 +40,7 @@ macro_rules! launch {
 
 mod attention;
 mod drafts;
+mod edits;
 mod rows;
 mod sampling;
 

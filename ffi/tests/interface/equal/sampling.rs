@@ -104,6 +104,10 @@ pub fn sample_both<L: sampling::Logit + Elements>(
         error_word: ABSENT,
         update: 1,
         reserved: 0,
+        row_edits: ABSENT,
+        edit_offsets: ABSENT,
+        edits: ABSENT,
+        masks: ABSENT,
     });
     launch!(opened, flexdraft_sample, args);
     assert_eq!(bits(&found_logits), bits(&expected_logits));

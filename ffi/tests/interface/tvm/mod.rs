@@ -122,16 +122,20 @@ enum Type {
     F32,
     I32,
     U32,
+    /// i64 on the host, which the C interface has not.
+    I64,
     /// A struct of the C interface, by its number and size.
     Struct(u32, usize),
 }
-use Type::{Bf16, F16, F32, I32, Struct, U32};
+use Type::{Bf16, F16, F32, I32, I64, Struct, U32};
 
 const SAMPLING: Type = Struct(FLEXDRAFT_ROW_SAMPLING, 40);
 const STATS: Type = Struct(FLEXDRAFT_ROW_STATS, 48);
 const VERIFY: Type = Struct(FLEXDRAFT_VERIFY, 48);
 const VERDICT: Type = Struct(FLEXDRAFT_VERDICT, 32);
 const DRAFT: Type = Struct(FLEXDRAFT_DRAFT, 32);
+const ROW_EDITS: Type = Struct(FLEXDRAFT_ROW_EDITS, 24);
+const EDITS: Type = Struct(FLEXDRAFT_LOGIT_EDIT, 16);
 
 /// An operand with its own memory, as a tensor and as a buffer of the C interface.
 #[derive(Clone, Debug)]
@@ -148,6 +152,7 @@ impl Operand {
         let (bytes, last) = match kind {
             Bf16 | F16 => (2, None),
             F32 | I32 | U32 => (4, None),
+            I64 => (8, None),
             Struct(_, size) => (size, Some(size)),
         };
         let shape = shape.iter().chain(&last).map(|&size| size as i64).collect();
@@ -180,6 +185,7 @@ impl Operand {
             F32 => (FLEXDRAFT_F32, 0),
             I32 => (FLEXDRAFT_I32, 0),
             U32 => (FLEXDRAFT_U32, 0),
+            I64 => (FLEXDRAFT_ABSENT, 0),
             Struct(dtype, _) => (dtype, 1),
         };
         let sizes = &self.shape[..self.shape.len() - last];
@@ -195,6 +201,7 @@ impl Operand {
             F32 => (2, 32),
             I32 => (0, 32),
             U32 => (1, 32),
+            I64 => (0, 64),
             Struct(..) => (1, 8),
         };
         Tensor {
@@ -284,6 +291,7 @@ macro_rules! c {
     };
 }
 
+mod edits;
 mod misuse;
 mod passes;
 mod rows;

@@ -106,6 +106,10 @@ fn sampled(opened: &Opened, noise: &mut Noise, rows: usize, vocab: usize, purpos
             error_word: b[8],
             update: 1,
             reserved: 0,
+            row_edits: ABSENT,
+            edit_offsets: ABSENT,
+            edits: ABSENT,
+            masks: ABSENT,
         })
     };
     same("sample_partials", &operands, &arguments, c!(opened, flexdraft_sample_partials, |b| args(b)));
