@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Times autoregressive decoding and prefill of one model on this CPU: flexdraft, llama.cpp, transformers.
 
-usage: cpu.py MODEL.gguf [--threads N] [--rounds N] [--peers NAME] [--output FILE.json]
+usage: cpu.py MODEL.gguf [--threads N] [--rounds N] [--peers NAME] [--random] [--output FILE.json]
        cpu.py --table FILE.json
 
-With --peers, only the programs run whose names contain NAME. Needs the packages of requirements.txt that these use, and target/release/flexdraft; cpu.sh installs and builds them. Every peer reads
-the same prompt of 512 token ids in one pass, then decodes 128 tokens greedily, one at a time, with the same number of
-threads. A round runs each peer once in its own process, so that disturbances of the machine affect all peers alike. The
-result is the median over the rounds. The Python peers run twice in their process, and the second run counts.
+With --peers, only the programs run whose names contain NAME. Needs the packages of requirements.txt that these use, and
+target/release/flexdraft; cpu.sh installs and builds them. Every peer reads the same prompt of 512 token ids in one pass, then
+decodes 128 tokens greedily, one at a time, with the same number of threads. A round runs each peer once in its own process, so
+that disturbances of the machine affect all peers alike. The result is the median over the rounds. The Python peers run twice in
+their process, and the second run counts. The report says how many first tokens of a peer are those of the first peer; with
+--random, for a model of random_model.py, whose tokens say nothing, it does not.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -163,11 +166,12 @@ def instruction_sets():
     return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
 
 
-def measure(model, threads, rounds, names):
+def measure(model, threads, rounds, names, random):
     chosen = [peer for peer in PEERS if any(name in peer for name in names)]
     with tempfile.TemporaryDirectory() as folder:
         files = {"model": str(model), "bf16": os.path.join(folder, "bf16.gguf")}
-        subprocess.run([sys.executable, HERE / "to_bf16.py", files["model"], files["bf16"]], check=True)
+        if any(peer.startswith("transformers") or peer == "llama.cpp, bf16" for peer in chosen):
+            subprocess.run([sys.executable, HERE / "to_bf16.py", files["model"], files["bf16"]], check=True)
         runs = {peer: [] for peer in chosen}
         for round_ in range(rounds):
             for peer in chosen:
@@ -182,17 +186,19 @@ def measure(model, threads, rounds, names):
         tokens = runs[peer][0]["tokens"]
         same = next((i for i, (a, b) in enumerate(zip(tokens, expected)) if a != b), len(expected))
         median = lambda key: statistics.median(run[key] for run in runs[peer])
+        same = {} if random else {"first_tokens_as_the_first_peer": same}
         peers.append({
             "peer": peer,
             "values": PEERS[peer],
             "prefill_tokens_per_second": round(PROMPT_TOKENS / median("prefill_seconds"), 1),
             "decode_tokens_per_second": round((NEW_TOKENS - 1) / median("decode_seconds"), 1),
-            "first_tokens_as_the_first_peer": same,
+            **same,
         })
     uses = {"torch": "transformers", "transformers": "transformers", "llama-cpp-python": "llama"}
     packages = [package for package, name in uses.items() if any(name in peer for peer in chosen)]
     commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
+        "date": datetime.date.today().isoformat(),
         "machine": {
             "processor": processor(),
             "threads": threads,
@@ -223,6 +229,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", action="append", metavar="NAME")
+    parser.add_argument("--random", action="store_true")
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -235,7 +242,7 @@ def main():
         return
     if args.model is None:
         parser.error("a model is needed")
-    report = measure(args.model.resolve(), args.threads, args.rounds, args.peers or [""])
+    report = measure(args.model.resolve(), args.threads, args.rounds, args.peers or [""], args.random)
     print(table(report))
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
