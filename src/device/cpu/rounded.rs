@@ -23,6 +23,8 @@ const SMALLEST: f32 = 1e-30;
 pub(super) struct Group {
     /// The integers as signed bytes; 0 beyond the end of the row.
     pub(super) quants: [[u8; BYTES]; CHUNKS],
+    /// The integers plus 128, as unsigned bytes.
+    pub(super) plus_128: [[u8; BYTES]; CHUNKS],
     /// The sum of every 16 integers in a row.
     pub(super) sums: [f32; LANES],
     /// NaN if a value of the group is infinite or NaN.
@@ -43,9 +45,9 @@ impl RoundedRows {
         Self { groups: vectors.run(Round { x }), groups_per_row }
     }
 
-    /// Returns the size of a row in bytes.
+    /// Returns the number of bytes of a row that a product reads: it needs the integers in one of their two forms.
     pub(super) fn row_bytes(&self) -> usize {
-        self.groups_per_row * size_of::<Group>()
+        self.groups_per_row * (size_of::<Group>() - GROUP)
     }
 
     pub(super) fn row(&self, index: usize) -> &[Group] {
@@ -93,12 +95,16 @@ fn round(values: &[f32; GROUP]) -> Group {
     let largest = largest.into_iter().fold(0.0, f32::max);
     let usable = finite && largest > SMALLEST;
     let factor = if usable { 127.0 / largest } else { 0.0 };
-    let mut group = Group { quants: [[0; BYTES]; CHUNKS], sums: [0.0; LANES], scale: 0.0 };
+    let integers = [[0; BYTES]; CHUNKS];
+    let mut group = Group { quants: integers, plus_128: integers, sums: [0.0; LANES], scale: 0.0 };
     for (values, quants) in values.as_chunks::<BYTES>().0.iter().zip(&mut group.quants) {
         for (value, quant) in values.iter().zip(quants) {
             let rounded = (value * factor + TO_INTEGER) - TO_INTEGER;
             *quant = (rounded as i32 as i8).cast_unsigned();
         }
+    }
+    for (plus_128, quant) in group.plus_128.as_flattened_mut().iter_mut().zip(group.quants.as_flattened()) {
+        *plus_128 = quant.wrapping_add(128);
     }
     let sixteens = group.quants.as_flattened().as_chunks::<16>().0;
     for (sum, quants) in group.sums.iter_mut().zip(sixteens) {

@@ -313,17 +313,20 @@ fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: u
     weights: &WeightGroup<S>,
     mut totals: [S::Lanes; R],
 ) -> [S::Lanes; R] {
-    let mut signed = [simd.magnitudes(weights.quants[0]); C];
+    let mut signed = [simd.signed(weights.quants[0]); C];
     for (signed, &quants) in signed.iter_mut().zip(&weights.quants) {
-        *signed = simd.magnitudes(quants);
+        *signed = simd.signed(quants);
     }
     for r in 0..R {
         let Some(group) = x[r].get(g) else { continue };
         let mut sum = simd.splat(0.0);
         for (c, &signed) in signed.iter().enumerate() {
-            let p = simd.load_bytes(&group.quants[c]);
-            let products =
-                if F::SIGNED { simd.dot_signed(signed, p) } else { simd.dot_bytes(weights.quants[c], p) };
+            let p = &group.quants[c];
+            let products = if F::SIGNED {
+                simd.dot_signed(signed, p, &group.plus_128[c])
+            } else {
+                simd.dot_bytes(weights.quants[c], simd.load_bytes(p))
+            };
             sum = simd.mul_add(simd.to_lanes(products), weights.scales[c], sum);
         }
         if F::OFFSETS {

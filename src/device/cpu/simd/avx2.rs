@@ -276,17 +276,18 @@ impl Simd for Avx2 {
         unsafe { [dot32(a[0], b[0]), dot32(a[1], b[1])] }
     }
 
-    /// The signed bytes themselves.
-    type Signs = [__m256i; 2];
+    /// The magnitudes of the bytes, and the bytes themselves, whose signs are moved to the other factor.
+    type Signed = [Self::Bytes; 2];
 
     #[inline(always)]
-    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
+    fn signed(self, x: Self::Bytes) -> Self::Signed {
         // SAFETY: `self` exists, so the machine has AVX2.
-        unsafe { ([_mm256_abs_epi8(x[0]), _mm256_abs_epi8(x[1])], x) }
+        unsafe { [[_mm256_abs_epi8(x[0]), _mm256_abs_epi8(x[1])], x] }
     }
 
     #[inline(always)]
-    fn dot_signed(self, (a, signs): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
+    fn dot_signed(self, [a, signs]: Self::Signed, b: &[u8; BYTES], _: &[u8; BYTES]) -> Self::Ints {
+        let b = self.load_bytes(b);
         // SAFETY: `self` exists, so the machine has AVX2.
         unsafe { self.dot_bytes(a, [_mm256_sign_epi8(b[0], signs[0]), _mm256_sign_epi8(b[1], signs[1])]) }
     }

@@ -280,19 +280,43 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         }
     }
 
-    /// A bit for every negative byte.
-    type Signs = __mmask64;
+    /// With dot products of bytes, whose second factor is signed: the bytes, and for each lane −128 times the sum of its
+    /// four bytes, to which Σ a · (b + 128) is added. Otherwise the magnitudes of the bytes, and the bytes, whose signs
+    /// are moved to the other factor.
+    type Signed = [__m512i; 2];
 
     #[inline(always)]
-    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
-        // SAFETY: `self` exists, so the machine has AVX-512BW.
-        unsafe { (_mm512_abs_epi8(x), _mm512_movepi8_mask(x)) }
+    fn signed(self, x: Self::Bytes) -> Self::Signed {
+        // SAFETY: `self` exists, so the machine has AVX-512BW, and with `DOTS` AVX-512_VNNI.
+        unsafe {
+            if DOTS {
+                let zero = _mm512_setzero_si512();
+                let sums = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(-128), x);
+                [x, _mm512_sub_epi32(zero, sums)]
+            } else {
+                [_mm512_abs_epi8(x), x]
+            }
+        }
     }
 
     #[inline(always)]
-    fn dot_signed(self, (a, signs): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
-        // SAFETY: `self` exists, so the machine has AVX-512BW.
-        self.dot_bytes(a, unsafe { _mm512_mask_sub_epi8(b, signs, _mm512_setzero_si512(), b) })
+    fn dot_signed(
+        self,
+        [a, start_or_signs]: Self::Signed,
+        b: &[u8; BYTES],
+        b_plus_128: &[u8; BYTES],
+    ) -> Self::Ints {
+        if DOTS {
+            // SAFETY: `self` exists, so the machine has AVX-512_VNNI. The instruction does not saturate.
+            unsafe { _mm512_dpbusd_epi32(start_or_signs, self.load_bytes(b_plus_128), a) }
+        } else {
+            let b = self.load_bytes(b);
+            // SAFETY: `self` exists, so the machine has AVX-512BW.
+            self.dot_bytes(a, unsafe {
+                let negative = _mm512_movepi8_mask(start_or_signs);
+                _mm512_mask_sub_epi8(b, negative, _mm512_setzero_si512(), b)
+            })
+        }
     }
 
     #[inline(always)]

@@ -114,15 +114,15 @@ pub(in crate::device::cpu) trait Simd: Copy {
     /// signed bytes `b` from −127 to 127.
     fn dot_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Ints;
 
-    /// The signs of signed bytes, in a form that is fast to apply.
-    type Signs: Copy;
+    /// Signed bytes, in a form that is fast to multiply with signed bytes.
+    type Signed: Copy;
 
-    /// Returns the magnitudes of signed bytes, and their signs.
-    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs);
+    /// Prepares signed bytes, from −128 to 127.
+    fn signed(self, x: Self::Bytes) -> Self::Signed;
 
-    /// Returns the sums of [`dot_bytes`](Self::dot_bytes) for signed bytes a, from −128 to 127, given by their magnitudes
-    /// and signs.
-    fn dot_signed(self, a: (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints;
+    /// Returns the sums of [`dot_bytes`](Self::dot_bytes) for signed bytes a. The bytes b are given twice: as they are, and
+    /// as the unsigned bytes b + 128. An instruction set loads only the ones that its instruction multiplies.
+    fn dot_signed(self, a: Self::Signed, b: &[u8; BYTES], b_plus_128: &[u8; BYTES]) -> Self::Ints;
 
     /// Prefetches a cache line that will be read later, into the second-level cache: the first-level cache
     /// can track only few lines in flight, and memory latency is long. Any address is allowed.

@@ -207,8 +207,14 @@ mod tests {
                     simd.load_bytes(&signed(0x81)),
                 ),
                 simd.dot_signed(
-                    simd.magnitudes(simd.load_bytes(&std::array::from_fn(|i| extreme(0x80, i)))),
-                    simd.load_bytes(&signed(0x81)),
+                    simd.signed(simd.load_bytes(&std::array::from_fn(|i| extreme(0x80, i)))),
+                    &signed(0x81),
+                    &signed(0x81).map(|byte| byte ^ 0x80),
+                ),
+                simd.dot_signed(
+                    simd.signed(simd.load_bytes(&[0x80; BYTES])),
+                    &[0x7f; BYTES],
+                    &[0xff; BYTES],
                 ),
             ] {
                 let mut stored = [0.0; LANES];
@@ -252,7 +258,8 @@ mod tests {
         // The low halves of the bytes 0, 74, 148 and 222, times −127.
         assert_eq!(bytes[2 * LANES], -127.0 * (0.0 + 10.0 + 4.0 + 14.0));
         assert_eq!(bytes[3 * LANES..3 * LANES + 2], [4.0 * 128.0 * 127.0; 2]);
-        assert_eq!(bytes[4 * LANES..5 * LANES], [&a[..8], &b[8..]].concat());
+        assert_eq!(bytes[4 * LANES..5 * LANES], [-4.0 * 128.0 * 127.0; LANES]);
+        assert_eq!(bytes[5 * LANES..6 * LANES], [&a[..8], &b[8..]].concat());
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

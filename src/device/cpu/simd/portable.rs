@@ -256,16 +256,15 @@ impl Simd for Portable {
         sums
     }
 
-    /// The signed bytes themselves.
-    type Signs = [u8; BYTES];
+    type Signed = [u8; BYTES];
 
     #[inline(always)]
-    fn magnitudes(self, x: Self::Bytes) -> (Self::Bytes, Self::Signs) {
-        (x.map(|byte| byte.cast_signed().unsigned_abs()), x)
+    fn signed(self, x: Self::Bytes) -> Self::Signed {
+        x
     }
 
     #[inline(always)]
-    fn dot_signed(self, (_, a): (Self::Bytes, Self::Signs), b: Self::Bytes) -> Self::Ints {
+    fn dot_signed(self, a: Self::Signed, b: &[u8; BYTES], _: &[u8; BYTES]) -> Self::Ints {
         let mut sums = [0; LANES];
         for (l, sum) in sums.iter_mut().enumerate() {
             for i in 4 * l..4 * l + 4 {
