@@ -203,9 +203,12 @@ proptest! {
 #[test]
 fn products_of_8_bits_depend_on_neither_rows_nor_threads_nor_vectors() {
     for format in BlockFormat::ALL {
-        let blocks_of_32: &[usize] = &[1, 3, 5, 8, 18, 23];
-        let blocks = if format.block_len() == 32 { blocks_of_32 } else { &[1, 3] };
-        for (&blocks, out_cols) in blocks.iter().zip([5, 62, 1, 31, 7, 301]) {
+        // Rows with and without a rest of a group of 256, and rows of more groups than pass the weights at a time.
+        let shapes: &[_] = match format.block_len() {
+            32 => &[(1, 5), (3, 62), (5, 1), (8, 31), (18, 7), (23, 301), (53, 14)],
+            _ => &[(1, 5), (3, 62), (7, 14)],
+        };
+        for &(blocks, out_cols) in shapes {
             let weight = random_blocks(format, [out_cols, blocks * format.block_len()], 1.0, 9);
             let bias = weights(flexdraft::tensor::DType::F32, &[out_cols], 3);
             let x = noise_rows(4, MOST_ROWS, blocks * format.block_len());

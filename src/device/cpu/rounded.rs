@@ -141,6 +141,7 @@ mod tests {
         // Ties go to the even integer.
         assert_eq!(quants(&groups[0])[..4], [127, -126, -2, 0]);
         assert_eq!(quants(&groups[0])[255], 2);
+        assert_eq!(groups[0].plus_128[0][..4], [255, 2, 126, 128]);
         assert_eq!(groups[0].sums[0], -1.0);
         assert_eq!(quants(&groups[1])[42..45], [16, -127, 0]);
         assert_eq!(groups[1].sums[1..4], [16.0 * 16.0, 11.0 * 16.0 - 127.0, 0.0]);

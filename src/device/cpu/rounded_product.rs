@@ -6,6 +6,7 @@
 //! lanes: a result depends on its own row of activations and its own row of weights only.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::f16;
 
@@ -238,75 +239,171 @@ impl<'a, F: Integers<N>, const N: usize> IntegerRows<'a, F, N> {
         let blocks = self.blocks.get(first * self.per_row..).unwrap_or(&[]);
         Self { blocks, per_row: self.per_row, rows, format: PhantomData }
     }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [[u8; N]] {
+        self.blocks.get(row * self.per_row..).and_then(|rows| rows.get(..self.per_row)).unwrap_or(&[])
+    }
 }
 
-/// Calls `sink(m, n, sum)` with the product of row `first + m` of x and row n of w, for `rows` rows of x and all rows of w.
+/// The most rows of x in a tile.
+const TILE_ROWS: usize = 8;
+
+/// Number of rows of w that a tile of rows of x passes before the next tile, if there are several tiles.
+const COLUMNS: usize = 12;
+
+/// Number of groups of a tile's rows that pass these rows of w at a time: the groups stay in the first-level cache.
+const DEPTH: usize = 6;
+
+/// Calls `sink(m, n, sums)`, where `sums[i]` is the product of row `first + m` of x and row `n + i` of w, for `rows` rows of x
+/// and all rows of w.
 #[inline(always)]
 pub(super) fn rounded_products<S: Simd, F: Integers<N>, const N: usize>(
+    simd: S,
+    x: (&RoundedRows, usize, usize),
+    w: &IntegerRows<'_, F, N>,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    // The totals of all rows of x, and a group of weights, fit the register file.
+    match x.2 {
+        0 => {}
+        1 => few::<S, F, N, 1>(simd, x, w, sink),
+        2 if S::REGISTERS >= 8 => few::<S, F, N, 2>(simd, x, w, sink),
+        3 if S::REGISTERS >= 32 => few::<S, F, N, 3>(simd, x, w, sink),
+        4 if S::REGISTERS >= 8 => few::<S, F, N, 4>(simd, x, w, sink),
+        5 if S::REGISTERS >= 32 => few::<S, F, N, 5>(simd, x, w, sink),
+        6 if S::REGISTERS >= 32 => few::<S, F, N, 6>(simd, x, w, sink),
+        7 if S::REGISTERS >= 32 => few::<S, F, N, 7>(simd, x, w, sink),
+        TILE_ROWS if S::REGISTERS >= 32 => few::<S, F, N, TILE_ROWS>(simd, x, w, sink),
+        _ => many::<S, F, N>(simd, x, w, sink),
+    }
+}
+
+/// Multiplies `R` rows of x with all rows of w, which are read in order.
+#[inline(always)]
+fn few<S: Simd, F: Integers<N>, const N: usize, const R: usize>(
+    simd: S,
+    (x, first, _): (&RoundedRows, usize, usize),
+    w: &IntegerRows<'_, F, N>,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    let x_rows = rows_of_tile::<R>(x, first, R);
+    for n in 0..w.rows {
+        let mut totals = [simd.splat(0.0); R];
+        for (g, blocks) in w.row(n).chunks(GROUP / F::BLOCK).enumerate() {
+            totals = add_group::<S, F, N, R>(simd, &x_rows, g, blocks, totals);
+        }
+        for (r, total) in totals.into_iter().enumerate() {
+            sink(r, n, &[simd.sum(total)]);
+        }
+    }
+}
+
+/// Multiplies any number of rows of x, tile after tile, with a few rows of w before the next rows of w.
+#[inline(always)]
+fn many<S: Simd, F: Integers<N>, const N: usize>(
     simd: S,
     (x, first, rows): (&RoundedRows, usize, usize),
     w: &IntegerRows<'_, F, N>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    for n in 0..w.rows {
-        let blocks = w.blocks.get(n * w.per_row..).and_then(|rows| rows.get(..w.per_row)).unwrap_or(&[]);
+    let mut totals = [[simd.splat(0.0); TILE_ROWS]; COLUMNS];
+    for n in (0..w.rows).step_by(COLUMNS) {
+        let columns = n..w.rows.min(n + COLUMNS);
         let mut m = 0;
         while m < rows {
-            let left = (x, first + m, rows - m);
-            // The sums of all rows of x, and a group of weights, fit the register file.
+            let (left, columns) = ((x, first, m..rows), (w, columns.clone()));
             m += match rows - m {
-                1 => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
-                2 if S::REGISTERS >= 8 => tile::<S, F, N, 2>(simd, left, blocks, m, n, sink),
-                3 if S::REGISTERS >= 32 => tile::<S, F, N, 3>(simd, left, blocks, m, n, sink),
-                4 if S::REGISTERS >= 32 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
-                5 if S::REGISTERS >= 32 => tile::<S, F, N, 5>(simd, left, blocks, m, n, sink),
-                6 if S::REGISTERS >= 32 => tile::<S, F, N, 6>(simd, left, blocks, m, n, sink),
-                7 if S::REGISTERS >= 32 => tile::<S, F, N, 7>(simd, left, blocks, m, n, sink),
-                _ if S::REGISTERS >= 32 => tile::<S, F, N, 8>(simd, left, blocks, m, n, sink),
-                _ if S::REGISTERS >= 8 => tile::<S, F, N, 4>(simd, left, blocks, m, n, sink),
-                _ => tile::<S, F, N, 1>(simd, left, blocks, m, n, sink),
+                1 => tile::<S, F, N, 1>(simd, left, columns, &mut totals, sink),
+                2 if S::REGISTERS >= 8 => tile::<S, F, N, 2>(simd, left, columns, &mut totals, sink),
+                3..=4 if S::REGISTERS >= 32 => tile::<S, F, N, 4>(simd, left, columns, &mut totals, sink),
+                5..=6 if S::REGISTERS >= 32 => tile::<S, F, N, 6>(simd, left, columns, &mut totals, sink),
+                _ if S::REGISTERS >= 32 => tile::<S, F, N, TILE_ROWS>(simd, left, columns, &mut totals, sink),
+                _ if S::REGISTERS >= 8 => tile::<S, F, N, 4>(simd, left, columns, &mut totals, sink),
+                _ => tile::<S, F, N, 1>(simd, left, columns, &mut totals, sink),
             };
         }
     }
 }
 
-/// Multiplies up to `R` rows of x with a row of w, and returns the number of rows of x.
+/// Multiplies up to `R` rows of x with up to [`COLUMNS`] rows of w, and returns the number of rows of x. `totals` is scratch
+/// memory.
 #[inline(always)]
 fn tile<S: Simd, F: Integers<N>, const N: usize, const R: usize>(
     simd: S,
-    (x, first, rows): (&RoundedRows, usize, usize),
-    blocks: &[[u8; N]],
-    m: usize,
-    n: usize,
+    (x, first, rows): (&RoundedRows, usize, Range<usize>),
+    (w, columns): (&IntegerRows<'_, F, N>, Range<usize>),
+    totals: &mut [[S::Lanes; TILE_ROWS]; COLUMNS],
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) -> usize {
-    let rows = rows.min(R);
-    // Rows past the end repeat the last row, and their results are dropped.
-    let mut x_rows: [&[Group]; R] = [&[]; R];
-    for (r, row) in x_rows.iter_mut().enumerate() {
-        *row = x.row(first + r.min(rows - 1));
+    let count = rows.len().min(R);
+    let x_rows = rows_of_tile::<R>(x, first + rows.start, count);
+    let groups = w.per_row.div_ceil(GROUP / F::BLOCK);
+    for start in (0..groups).step_by(DEPTH) {
+        for (n, totals) in columns.clone().zip(totals.iter_mut()) {
+            let mut sums = [simd.splat(0.0); R];
+            if start > 0 {
+                sums.copy_from_slice(&totals[..R]);
+            }
+            let blocks = w.row(n).get(start * (GROUP / F::BLOCK)..).unwrap_or(&[]);
+            for (g, blocks) in (start..).zip(blocks.chunks(GROUP / F::BLOCK).take(DEPTH)) {
+                sums = add_group::<S, F, N, R>(simd, &x_rows, g, blocks, sums);
+            }
+            totals[..R].copy_from_slice(&sums);
+        }
     }
-    let mut totals = [simd.splat(0.0); R];
-    for (g, blocks) in blocks.chunks(GROUP / F::BLOCK).enumerate() {
-        let weights = F::unpack(simd, blocks);
-        // A group is shorter only at the end of a row, and only for blocks of 32 weights.
-        totals = match blocks.len() * F::BLOCK {
-            GROUP => add_group::<S, F, N, R, CHUNKS>(simd, &x_rows, g, &weights, totals),
-            _ if F::BLOCK == GROUP => totals,
-            1..=64 => add_group::<S, F, N, R, 1>(simd, &x_rows, g, &weights, totals),
-            65..=128 => add_group::<S, F, N, R, 2>(simd, &x_rows, g, &weights, totals),
-            _ => add_group::<S, F, N, R, CHUNKS>(simd, &x_rows, g, &weights, totals),
-        };
+    let mut sums = [[0.0; COLUMNS]; R];
+    for (c, totals) in totals.iter().enumerate().take(columns.len()) {
+        if R == TILE_ROWS {
+            for (sums, sum) in sums.iter_mut().zip(simd.sum8(*totals)) {
+                sums[c] = sum;
+            }
+        } else {
+            for (sums, &total) in sums.iter_mut().zip(totals) {
+                sums[c] = simd.sum(total);
+            }
+        }
     }
-    for (r, total) in totals.into_iter().enumerate().take(rows) {
-        sink(m + r, n, &[simd.sum(total)]);
+    for (m, sums) in (rows.start..).zip(&sums).take(count) {
+        sink(m, columns.start, &sums[..columns.len()]);
+    }
+    count
+}
+
+/// Returns `R` rows of x from row `first` on. Rows past the first `count` repeat the last of them, and their results are
+/// dropped.
+#[inline(always)]
+fn rows_of_tile<const R: usize>(x: &RoundedRows, first: usize, count: usize) -> [&[Group]; R] {
+    let mut rows: [&[Group]; R] = [&[]; R];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = x.row(first + r.min(count - 1));
     }
     rows
 }
 
+/// Adds the products of group `g`, whose weights are `blocks`, to the totals of each row of x.
+#[inline(always)]
+fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize>(
+    simd: S,
+    x: &[&[Group]; R],
+    g: usize,
+    blocks: &[[u8; N]],
+    totals: [S::Lanes; R],
+) -> [S::Lanes; R] {
+    let weights = F::unpack(simd, blocks);
+    // A group is shorter only at the end of a row, and only for blocks of 32 weights.
+    match blocks.len() * F::BLOCK {
+        GROUP => add_chunks::<S, F, N, R, CHUNKS>(simd, x, g, &weights, totals),
+        _ if F::BLOCK == GROUP => totals,
+        1..=64 => add_chunks::<S, F, N, R, 1>(simd, x, g, &weights, totals),
+        65..=128 => add_chunks::<S, F, N, R, 2>(simd, x, g, &weights, totals),
+        _ => add_chunks::<S, F, N, R, CHUNKS>(simd, x, g, &weights, totals),
+    }
+}
+
 /// Adds the products of the first `C` chunks of group `g` to the totals of each row of x.
 #[inline(always)]
-fn add_group<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: usize>(
+fn add_chunks<S: Simd, F: Integers<N>, const N: usize, const R: usize, const C: usize>(
     simd: S,
     x: &[&[Group]; R],
     g: usize,

@@ -211,11 +211,7 @@ mod tests {
                     &signed(0x81),
                     &signed(0x81).map(|byte| byte ^ 0x80),
                 ),
-                simd.dot_signed(
-                    simd.signed(simd.load_bytes(&[0x80; BYTES])),
-                    &[0x7f; BYTES],
-                    &[0xff; BYTES],
-                ),
+                simd.dot_signed(simd.signed(simd.load_bytes(&[0x80; BYTES])), &[0x7f; BYTES], &[0xff; BYTES]),
             ] {
                 let mut stored = [0.0; LANES];
                 simd.store(simd.to_lanes(ints), &mut stored);
