@@ -105,7 +105,7 @@ class Kernel:
     spills: int = 0
     # Global loads whose result is used before the next global load is issued.
     serial_loads: int = 0
-    # How often each instruction occurs, by its whole opcode with modifiers, such as HMMA.16816.F32.BF16.
+    # Number of occurrences of each instruction, by its whole opcode with modifiers, such as HMMA.16816.F32.BF16.
     instructions: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def count(self, *opcodes):

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs `auto` beside `ar` on this machine, greedily, at batch sizes 1, 8 and 32, with and without arriving prompts: 9 pairs of runs
-# each, or the number that is given. Needs the files that demo/smollm2.sh and demo/smollm2-drafter/prompts.sh fetch.
+# Runs `auto` and `ar` on this machine, greedily, at batch sizes 1, 8 and 32, with and without arriving prompts: 9 pairs
+# of runs each, or the number that is given. Needs the files that demo/smollm2.sh and demo/smollm2-drafter/prompts.sh
+# fetch.
 #
 #   replay/paired.sh [REPETITIONS] > replay/results/paired.txt
 set -eu

@@ -1,9 +1,9 @@
 //! The rows of a forward pass: their order, their positions, and the cached positions that each row sees.
 //!
-//! A pass runs *candidate rows* (the newest token and the draft tokens under verification) and *mask groups*
-//! (S mask rows each; a group prepares the next block for one particular accepted length). Visibility is
-//! arithmetic, never a mask in memory: every row has a **limit**, the last cached position that it sees, and
-//! a mask row also sees the S slots of its own group.
+//! A pass runs *candidate rows* (the newest token and the draft tokens under verification) and *mask groups* (S mask
+//! rows each; a group prepares the next block for one particular accepted length). The attention mask is computed and
+//! never stored: every row has a **limit**, the last cached position that the row sees, and a mask row also sees the S
+//! slots of its own group.
 //!
 //! | query row | position | limit | also sees |
 //! |---|---|---|---|
@@ -175,8 +175,8 @@ pub struct Row {
     pub group: Option<(usize, usize)>,
 }
 
-/// Returns the sum of numbers that callers chose freely and that may therefore be too large. An overflow gives the
-/// largest number, which fits no buffer.
+/// Returns the saturating sum of numbers that callers choose freely. After an overflow, the result is larger than any
+/// buffer, so later checks fail.
 fn total(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.fold(0, usize::saturating_add)
 }

@@ -2,10 +2,9 @@
 //!
 //! Lossless parallel speculative decoding: [FlexDraft](https://arxiv.org/abs/2605.20022) as a Rust crate.
 //!
-//! The language model drafts for itself. While one forward pass verifies the current block of draft tokens,
-//! mask tokens that pass through tuned attention projectors in the model's last layers prepare the next
-//! block. A small MLP corrects that draft once the bonus token is known. The output is exactly the output of
-//! the model alone.
+//! The language model drafts tokens for itself. In the forward pass that verifies the current block of draft tokens,
+//! mask tokens, routed through tuned attention projections in the model's last layers, draft the next block. A small
+//! MLP corrects that draft once the bonus token is known. The output is exactly the output of the model without drafts.
 //!
 //! ## Example
 //!

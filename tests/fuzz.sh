@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reads randomly damaged model files: configurations, tensors, tokenizers and the files beside them, templates, GGUF.
+# Reads randomly damaged model files: configurations, tensors, tokenizers with their additional files, templates, GGUF.
 # A panic fails, and so does memory or time beyond the limits of tests/support/bounds.rs.
 #
 #   tests/fuzz.sh [CASES]     CASES inputs over all readers (default: 1000000); writes benches/results/fuzz.md

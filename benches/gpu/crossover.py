@@ -8,7 +8,7 @@ drafting is faster than parallel drafting.
 Each row of the plot is a context: the time of a step on the left, the tokens per second that follow from it on the
 right. --tau gives the acceptance length, the tokens that a step with drafts commits on average: one number for all
 verify lengths v (a step commits at most v + 1), or one for each. Needs matplotlib (benches/gpu/requirements.txt).
-Without --output the SVG is written beside the input file. The crossovers are also printed.
+Without --output the SVG is written next to the input file. The crossovers are also printed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-//! What every benchmark case gets to run on: the kernels of a runtime, a stream, and memory for operands.
+//! The machine that every benchmark case gets: the kernels of a runtime, a stream, and memory for operands.
 
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Element, Runtime, RuntimeError};

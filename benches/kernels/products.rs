@@ -1,5 +1,5 @@
 //! The cost of row-invariance: matrix products of a layer of Qwen3-8B by the algorithms of the decode loop, which give
-//! a row the same bits beside any other rows, and by the algorithm that cuBLASLt prefers for each number of rows.
+//! a row the same bits with any other rows, and by the algorithm that cuBLASLt prefers for each number of rows.
 
 use std::sync::OnceLock;
 

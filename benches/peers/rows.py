@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times steps of 1 to 16 rows of one sequence on this CPU, as a verification runs them: flexdraft beside llama.cpp.
+"""Times steps of 1 to 16 rows of one sequence on this CPU, as a verification runs them, for flexdraft and llama.cpp.
 
 usage: rows.py MODEL.gguf... [--threads N] [--rounds N] [--output FILE.json]
 

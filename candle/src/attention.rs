@@ -15,8 +15,8 @@ use crate::operands::{ANY, Half, Held, Operands, Slot, dim, of_half};
 use crate::pass::PassTables;
 use crate::processor::{Kernels, launch, on_processor};
 
-/// One layer of a paged KV cache: two tensors `[pages, page_size, kv_heads, head_dim]` of bf16 or f16. Their type
-/// is the type of all rows of a call.
+/// One layer of a paged KV cache: two tensors `[pages, page_size, kv_heads, head_dim]` of bf16 or f16. All rows of a
+/// call have the cache's type.
 ///
 /// Strides are free, except that the elements of a head are adjacent. A cache that is stored as `[pages, kv_heads,
 /// page_size, head_dim]` is given as its `transpose(1, 2)`.
@@ -34,7 +34,7 @@ pub enum Projections<'a> {
     /// One tensor with the q, k and v heads of every row, `[rows, (q_heads + 2 · kv_heads) · head_dim]`. Rows after the rows
     /// of the pass are padding.
     Fused(&'a Tensor),
-    /// Tensors of their own, whose rows may be parts of longer rows.
+    /// Separate tensors, whose rows may be parts of longer rows.
     Separate {
         /// The q heads of the candidate rows, `[candidates, q_heads · head_dim]`.
         q: &'a Tensor,
@@ -60,7 +60,8 @@ pub struct MaskProjections<'a> {
 pub enum RotatedProjections<'a> {
     /// One tensor with the q, k and v heads of every row of the pass, `[rows, (q_heads + 2 · kv_heads) · head_dim]`.
     Fused(&'a Tensor),
-    /// Tensors of the candidate rows or of the mask rows alone. Rows may be parts of longer rows, also of the same rows.
+    /// Separate tensors with only the candidate rows or only the mask rows. Rows may be parts of longer rows, and the
+    /// three tensors may be parts of the same rows.
     Separate {
         /// q heads, `[rows, q_heads · head_dim]`.
         q: &'a Tensor,
@@ -71,7 +72,7 @@ pub enum RotatedProjections<'a> {
     },
 }
 
-/// What a model changes in the scores of attention and in their softmax. The default changes nothing.
+/// The changes that a model makes to the scores of attention and to their softmax. The default makes no change.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScoreChanges<'a> {
     /// The number of positions that a row sees up to its own (sliding window), at least 65.
@@ -108,7 +109,7 @@ pub struct NormRopeAppend<'a> {
 pub struct JointAttention<'a> {
     /// The tables of the pass.
     pub pass: &'a PassTables,
-    /// Whether the mask rows of the pass take part. Below the tail layers there are none.
+    /// Whether the mask rows of the pass take part. Layers below the tail have no mask rows.
     pub masks: bool,
     /// q heads of every row, and k and v heads of mask rows, after [`norm_rope_append`](Kernels::norm_rope_append).
     pub qkv: Projections<'a>,
@@ -119,7 +120,7 @@ pub struct JointAttention<'a> {
     /// Keys per split of a long sequence, a multiple of 64; `None` for
     /// [`DEFAULT_SPLIT`]. Results with another split differ in rounding.
     pub split: Option<usize>,
-    /// What the model changes in scores and softmax.
+    /// The model's changes to scores and softmax.
     pub scores: ScoreChanges<'a>,
 }
 

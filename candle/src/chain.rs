@@ -46,7 +46,7 @@ pub struct ChainScore<'a> {
     pub count: usize,
     /// The number of drafts.
     pub drafts: usize,
-    /// The factors of the tokens before: of the bonus token of each draft, then of the chosen ids of each row,
+    /// The factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row,
     /// `[drafts + rows · K, stride]` of f32. The stride is a multiple of 8, at least `rank`.
     pub before: &'a Tensor,
     /// The factors of the chosen ids as scored tokens, `[rows · K, stride]`, f32 or bf16.
@@ -162,9 +162,9 @@ impl Kernels {
         Ok(result)
     }
 
-    /// Draws the tokens of each draft row after row, among the chosen ids of the row. Returns the statistics of each row, a
-    /// [`table`](crate::table()) of [`RowStats`]; zeros for a row that no draft has. A draft whose rows do not exist, and a
-    /// sequence without a start, give the fault [`Row`](flexdraft::kernels::Fault::Row).
+    /// Draws the tokens of each draft row by row, among the chosen ids of the row. Returns the statistics of each row,
+    /// a [`table`](crate::table()) of [`RowStats`]; zeros for a row that no draft has. A draft whose rows do not exist,
+    /// and a sequence without a start, give the fault [`Row`](flexdraft::kernels::Fault::Row).
     ///
     /// # Errors
     ///

@@ -35,7 +35,7 @@ pub enum Error {
         /// The shape of the tensor.
         found: Vec<usize>,
     },
-    /// A tensor's elements are not where the kernel expects them. The tensor's `contiguous` method makes a copy that the
+    /// A tensor has strides that the kernel does not support. The tensor's `contiguous` method makes a copy that the
     /// kernel takes.
     #[error("{kernel}: operand `{operand}` has the strides {found:?}, expected {expected}")]
     Strides {

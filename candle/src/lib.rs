@@ -1,7 +1,7 @@
 //! # flexdraft-candle
 //!
-//! The kernels of [flexdraft] on the tensors of [candle](candle_core): joint draft-and-verify attention,
-//! calibrated sampling, acceptance, and what stands between them.
+//! The kernels of [flexdraft] on the tensors of [candle](candle_core): joint draft-and-verify attention, calibrated
+//! sampling, acceptance, and the operations between them.
 //!
 //! | kernel | method |
 //! |---|---|
@@ -15,18 +15,19 @@
 //! | norm | [`rms_norm`](Kernels::rms_norm), [`add_rms_norm`](Kernels::add_rms_norm), [`add`](Kernels::add) |
 //! | activation | [`silu_mul`](Kernels::silu_mul), [`silu_add`](Kernels::silu_add) |
 //!
-//! - **Memory.** Kernels read and write the tensors' own memory and copy nothing. Every tensor is contiguous, except the
-//!   [`KvCache`] and [`Projections`] in tensors of their own; another layout is an error. Results are new tensors. Where a method says that it changes a tensor in
-//!   place, all tensors that share the memory change, as with candle's in-place operations. No gradient goes through.
+//! - **Memory.** Kernels read and write the tensors' own memory and copy nothing. Every tensor is contiguous, except
+//!   the [`KvCache`] and [`Projections`] in separate tensors; any other layout is an error. Results are new tensors.
+//!   Where a method says that it changes a tensor in place, all tensors that share the memory change, as with candle's
+//!   in-place operations. The methods have no gradients.
 //! - **Devices.** [`Kernels::new`] takes the device. On the CPU, the SIMT emulator runs the kernels' CUDA sources: the
-//!   results are the GPU's, the speed is not. On CUDA (feature `cuda`), launches go to candle's stream. The stream of
-//!   `Device::new_cuda` is a stream of each calling thread: use the device from one thread, or make it with
+//!   results model the GPU's, and the emulator is slow. On CUDA (feature `cuda`), launches go to candle's stream. The
+//!   stream of `Device::new_cuda` is a stream of each calling thread: use the device from one thread, or make it with
 //!   `CudaDevice::new_with_stream`.
-//! - **Lifetimes.** A tensor may be dropped while a launch that uses it is still to run: its memory is freed on the same
-//!   stream, after the launch. On the CPU a launch has ended when the method returns.
+//! - **Lifetimes.** A tensor may be dropped before a launch that uses it has run, because its memory is freed on the
+//!   same stream, after the launch. On the CPU a launch has ended when the method returns.
 //! - **Tables.** Structs of the kernels are rows of tensors: see [`table()`] and [`read_table`].
-//! - **Errors.** Methods return candle's error, which has an [`Error`] of this crate inside ([`Error::of`]). What only the
-//!   device can see, such as an id out of range, is a fault: [`Kernels::take_faults`].
+//! - **Errors.** Methods return candle's error, which has an [`Error`] of this crate inside ([`Error::of`]). A
+//!   condition that only the device can detect, such as an id out of range, is a fault: [`Kernels::take_faults`].
 //!
 //! ```
 //! use candle_core::{Device, Tensor};

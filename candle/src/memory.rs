@@ -5,8 +5,8 @@
 //! addresses, which is candle's own order. Tensors that share a storage share its lock.
 //!
 //! On the CPU, a launch has ended when it returns, and the locks are still held. On CUDA, a launch is put on candle's
-//! stream, in the order of the calls. Candle frees memory in the order of that stream too, so a tensor may be dropped while
-//! a launch that uses it is still to run.
+//! stream, in the order of the calls. Candle frees memory in the order of that stream too, so a tensor may be dropped
+//! before a launch that uses it has run.
 
 use std::cell::RefCell;
 use std::ptr;

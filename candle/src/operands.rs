@@ -17,7 +17,7 @@ pub(crate) const ANY: usize = usize::MAX;
 pub(crate) enum Elements {
     Bf16,
     F16,
-    /// bf16 or f16: of the operand that decides the type of all rows and caches.
+    /// bf16 or f16, for the operand that decides the type of all rows and caches.
     Half,
     F32,
     /// f32 or bf16.
@@ -64,8 +64,8 @@ impl Half for f16 {
     const DTYPE: DType = DType::F16;
 }
 
-/// Calls a generic function with the type of all rows and caches of a launch, which a tensor decides. The function refuses
-/// a tensor of a third type.
+/// Calls a generic function with the element type of all rows and caches of a launch, which is the type of the given
+/// tensor. The function refuses a tensor that is neither bf16 nor f16.
 macro_rules! of_half {
     ($tensor:expr, $kernels:ident . $function:ident ( $($argument:expr),* $(,)? )) => {
         match $tensor.dtype() {
@@ -195,7 +195,7 @@ impl<'a> Operands<'a> {
         self.output(name, dtype, &[rows, columns])
     }
 
-    /// Adds memory of `len` elements of f32, whose contents do not matter and which no code but the kernel reads.
+    /// Adds memory of `len` elements of f32, whose contents do not matter and which only the kernel reads.
     pub fn workspace(&mut self, len: Option<usize>) -> Result<Slot> {
         let len = len.unwrap_or(usize::MAX);
         self.check_size("workspace", DType::F32, &[len])?;
@@ -245,7 +245,7 @@ impl<'a> Operands<'a> {
             [apart, adjacent] => (apart, columns <= 1 || adjacent == 1),
             _ => (0, false),
         };
-        // The stride of a single row says nothing.
+        // The stride of a single row has no meaning.
         let apart = if rows <= 1 { apart.max(columns) } else { apart };
         if !adjacent || apart < columns {
             return Err(self.strides(name, tensor, "rows of adjacent elements that do not overlap"));

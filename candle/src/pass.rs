@@ -63,7 +63,7 @@ processes!(Simt, Emulator);
 #[cfg(feature = "cuda")]
 processes!(flexdraft::runtime::Cuda, Gpu);
 
-/// The error for tables of another processor. The check of the device comes first, so that it does not occur.
+/// The error for tables of another processor. The earlier check of the device prevents this error.
 const OTHER: KernelError = KernelError::Queue { kernel: "pass tables", operand: "pass" };
 
 impl PassTables {
@@ -126,9 +126,9 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`](crate::Error::Kernel) if the pass or a sequence is not possible, as for
-    /// [`flexdraft::kernels::PassTables::upload`]; [`Error::Device`](crate::Error::Device) for tables of another device.
-    /// After an error, the tables are unchanged.
+    /// [`Error::Kernel`](crate::Error::Kernel) if the pass or a sequence is invalid, as for
+    /// [`flexdraft::kernels::PassTables::upload`]; [`Error::Device`](crate::Error::Device) for tables of another
+    /// device. After an error, the tables are unchanged.
     pub fn upload_pass(&self, tables: &mut PassTables, pass: &Pass<'_>, paging: Paging) -> Result<()> {
         tables.check(&self.operands("upload_pass"))?;
         let uploaded = on_processor!(self, |loaded, stream| {

@@ -10,7 +10,7 @@ use crate::operands::{Elements, Operands, Slot};
 /// The kernels of flexdraft on a device of candle: a CUDA device (feature `cuda`), or the CPU, on which the SIMT emulator
 /// runs the kernels' sources.
 ///
-/// Launches on a CUDA device are put on candle's stream and not waited for.
+/// Launches on a CUDA device are put on candle's stream, and methods do not wait for them.
 #[derive(Debug)]
 pub struct Kernels {
     pub(crate) processor: Processor,
@@ -81,8 +81,9 @@ impl Kernels {
         &self.device
     }
 
-    /// Returns the faults that kernels found in the data of their operands since the last call, such as a token id out of
-    /// range. The host waits for the device. The operands' docs say what a kernel does then; it never leaves its memory.
+    /// Returns the faults that kernels found in the data of their operands since the last call, such as a token id out
+    /// of range. The host waits for the device. The documentation of the operands states the result in that case; a
+    /// kernel never accesses memory outside its operands.
     ///
     /// # Errors
     ///

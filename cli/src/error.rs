@@ -36,8 +36,8 @@ pub enum CliError {
     Download(String),
     /// Two modes gave different tokens although the acceptance rule promises the same tokens.
     NotLossless(String),
-    /// A panic, with its message; a panic is always a bug.
-    Bug(String),
+    /// An internal error: a panic, with its message.
+    Internal(String),
 }
 
 /// A [`Result`](std::result::Result) with a [`CliError`].
@@ -70,7 +70,7 @@ impl CliError {
             | Self::Input(_)
             | Self::Output(_)
             | Self::NotLossless(_)
-            | Self::Bug(_) => false,
+            | Self::Internal(_) => false,
             Self::Library(error) => match error {
                 flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
                 flexdraft::Error::Load(_) | flexdraft::Error::Sampling(_) => true,
@@ -110,7 +110,7 @@ impl fmt::Display for CliError {
             Self::Input(error) => write!(f, "cannot read from stdin: {error}"),
             Self::Output(error) => write!(f, "cannot write to stdout: {error}"),
             Self::NotLossless(difference) => write!(f, "NOT LOSSLESS: {difference}"),
-            Self::Bug(message) => write!(f, "a bug in flexdraft, please report it: {message}"),
+            Self::Internal(message) => write!(f, "internal error, please report it: {message}"),
         }
     }
 }
@@ -120,9 +120,11 @@ impl std::error::Error for CliError {
         match self {
             Self::Library(error) => error.source(),
             Self::ArgumentFile { source, .. } | Self::Input(source) | Self::Output(source) => Some(source),
-            Self::Usage(_) | Self::NotFinite(_) | Self::Download(_) | Self::NotLossless(_) | Self::Bug(_) => {
-                None
-            }
+            Self::Usage(_)
+            | Self::NotFinite(_)
+            | Self::Download(_)
+            | Self::NotLossless(_)
+            | Self::Internal(_) => None,
         }
     }
 }

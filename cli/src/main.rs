@@ -30,7 +30,7 @@ use clap::Parser;
 use crate::command::{Cli, Command};
 use crate::error::{CliError, Result};
 
-/// The message of the latest panic, for the report of a bug. The library catches panics of the tokenizer's crate and
+/// The message of the latest panic, for the report of an internal error. The library catches panics of the tokenizer's crate and
 /// returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -63,5 +63,5 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn bug() -> CliError {
-    CliError::Bug(PANIC.lock().map(|message| message.clone()).unwrap_or_default())
+    CliError::Internal(PANIC.lock().map(|message| message.clone()).unwrap_or_default())
 }

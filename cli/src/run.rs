@@ -18,7 +18,7 @@ pub struct Sample {
     pub index: usize,
     pub seed: u64,
     pub output_ids: Vec<u32>,
-    /// The log-probabilities of the output, if they were asked for.
+    /// The log-probabilities of the output, if they were requested.
     pub logprobs: Vec<TokenLogprobs>,
     /// The output's text; empty without a tokenizer.
     pub text: String,
@@ -206,7 +206,7 @@ pub fn run<D: Device>(
     }
 }
 
-/// Writes to stderr why the policy chose the last step, and the step's duration beside the expected duration. A failure to
+/// Writes to stderr why the policy chose the last step, and the step's measured and expected duration. A failure to
 /// write is ignored.
 fn explain_step<D: Device>(engine: &Engine<D>) {
     let Some(explanation) = engine.explanation() else { return };

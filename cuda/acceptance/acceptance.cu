@@ -3,8 +3,8 @@
 //
 // Symbols, for one sequence: d_1 to d_v are its v draft tokens. p_i is the target's distribution of the token after
 // d_i, for i = 0 to v, and q_i is the distribution that d_i was drawn from. a is the accepted length. P_i is the
-// probability with which block verification lets the prefix d_1 to d_i stand (arXiv 2403.10444); with the other rules
-// P_i is 1.
+// probability with which block verification keeps the prefix d_1 to d_i (arXiv 2403.10444); with the other rules P_i is
+// 1.
 //
 // Grid [chunks of the vocabulary, sequences], a third dimension in accept_block_sums_*. Every CTA of a sequence repeats
 // the scan over the draft tokens, which reads two logits per draft token. The bonus token is drawn by an exponential
@@ -43,7 +43,7 @@ struct Stop {
     int32_t fault;
 };
 
-// Computes the probabilities P_0 to P_v with which block verification lets each prefix of a draft stand, into `prefix`.
+// Computes the probabilities P_0 to P_v with which block verification keeps each prefix of a draft, into `prefix`.
 // Thread 0 calls this.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_prefixes(const Verification<Logit>& verification, const float2* probabilities,

@@ -39,7 +39,7 @@ FLEXDRAFT_INLINE float2 waiting_stats(const JointCta<Shape>& cta, int32_t m, boo
 }
 
 // Loads this thread's elements of the state of row `m` that waits in the workspace, or zeros if none waits. All loads
-// are issued before the first is used: a load takes longer than everything that is computed with its value.
+// are issued before the first is used, because a load takes longer than everything that is computed with its value.
 template <typename Shape>
 FLEXDRAFT_INLINE void load_waiting(const JointCta<Shape>& cta, float2 (&pairs)[Shape::head_dim / 8], int32_t m,
                                    bool waits) {

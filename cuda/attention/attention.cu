@@ -1,10 +1,10 @@
-// Joint draft-and-verify attention over a paged KV cache, on the matrix units.
+// Joint draft-and-verify attention over a paged KV cache, on the tensor cores.
 //
-// The grid has as many CTAs as run at once. Each CTA takes items (work_items.cuh): a block of packed rows of one
-// sequence and KV head, with a range of keys. The keys are a split or a span of splits of the cache, or the slots of
-// one group. For each row and head, an item leaves the state (state.cuh) of an online softmax over its keys, and
-// attention_merge (merge.cuh) merges a row's states. An item that has all cached keys of its sequence adds the slots of
-// its rows' groups as well, and leaves the result.
+// The grid has exactly the number of CTAs that run concurrently. Each CTA takes items (work_items.cuh): a block of
+// packed rows of one sequence and KV head, with a range of keys. The keys are a split or a span of splits of the cache,
+// or the slots of one group. For each row and head, an item leaves the state (state.cuh) of an online softmax over its
+// keys, and attention_merge (merge.cuh) merges a row's states. An item that has all cached keys of its sequence adds
+// the slots of its rows' groups as well, and leaves the result.
 //
 // K and V tiles of 64 keys go through a ring of stages in shared memory (shared_plan.cuh), and all rows of the block
 // read each tile. An item with a split of five tiles and three stages, time downwards; a copy without a tile continues:
@@ -39,8 +39,8 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     static_assert(sizeof(Shared) == SharedBytes, "what the launch asks for");
     auto* const first = reinterpret_cast<int32_t*>(memory + sizeof(Shared));
     const uint32_t base = shared_address(memory);
-    // The plan reads nothing but the tables of the pass. If only copies write them, the CTA plans while earlier launches
-    // run.
+    // The plan reads only the tables of the pass. If only copies write these tables, the CTA plans while earlier
+    // launches run.
     if (p.tables_change != 0) wait_for_earlier_launches();
     const bool left_out = plan_items<Shape::rows>(p, first);
     wait_for_earlier_launches();

@@ -10,8 +10,8 @@ struct JointShape {
     using Element = Type; // of Q, K, V, the weights and the output: bf16 or f16
     static constexpr int32_t head_dim = HeadDim;
     static constexpr int32_t threads = 32 * Warps;
-    // A warp has `parts` parts of 16 rows, which share the K and V that the warp reads: shared memory delivers keys for
-    // one part just about as fast as the matrix units use them up.
+    // A warp has `parts` parts of 16 rows, which share the K and V that the warp reads: for one part, shared memory
+    // delivers keys only about as fast as the tensor cores consume them.
     static constexpr int32_t parts = Parts;
     static constexpr int32_t warp_rows = 16 * Parts;
     static constexpr int32_t rows = warp_rows * Warps;
@@ -43,9 +43,9 @@ struct JointCta {
     uint32_t shared_q, shared_kv; // shared addresses of `q` and `kv`
     int32_t lane, warp;
 
-    // Returns `value`, in a form about which the compiler knows nothing, so that it does not keep derived values in
-    // registers. It computes everything that depends on the result again at each use; kept in registers from tile to
-    // tile, such values would push sums into local memory.
+    // Returns `value` through an opaque operation, so that the compiler recomputes everything that depends on the
+    // result at each use. If the compiler kept such values in registers from tile to tile, it would spill sums to local
+    // memory.
     static FLEXDRAFT_METHOD int32_t compiler_barrier(int32_t value) {
 #if defined(__CUDACC__)
         if constexpr (Shape::waits_in_memory) asm volatile("" : "+r"(value));

@@ -64,8 +64,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     int32_t groups = begin / at_once;
 #pragma unroll 1
     for (int32_t s = groups * at_once; s < states; s += at_once) {
-        // Four states are loaded before the first of them is used: loads that wait for one another would take longer
-        // than everything else.
+        // Four states are loaded before the first of them is used, because dependent loads would take longer than
+        // everything else.
         State<elements> some[at_once];
 #pragma unroll
         for (int32_t i = 0; i < at_once; ++i) {

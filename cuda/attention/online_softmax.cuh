@@ -37,8 +37,8 @@ struct OnlineSoftmax {
     }
 
     // Adds the tile of keys whose first key is `first` to the softmax states of the warp's rows. `q` and `k` are the
-    // shared addresses of the warp's rows of Q and of the tile's K, behind which the tile's V lies. If the tile is
-    // `cut`, a row may not see all of its keys.
+    // shared addresses of the warp's rows of Q and of the tile's K, behind which the tile's V lies. If `cut` is true, a
+    // row may not see all keys of the tile.
     FLEXDRAFT_METHOD void add_tile(const JointCta<Shape>& cta, const KeyRange& keys, uint32_t q, uint32_t k,
                                    int32_t first, bool cut) {
         const float scale = cta.p.scale_log2;
@@ -113,8 +113,7 @@ struct OnlineSoftmax {
                 sum[part][r] = fmaf(sum[part][r], before[r], added);
                 maximum[part][r] = most;
             }
-            // The state is rescaled only if the tile brings a new maximum to a row of the warp, which most tiles do
-            // not.
+            // The state is rescaled only if the tile has a new maximum for a row of the warp, which is rare.
             if (__any_sync(0xffffffffu, before[0] != 1.0f || before[1] != 1.0f)) {
 #pragma unroll
                 for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {

@@ -22,7 +22,7 @@ FLEXDRAFT_INLINE uint32_t swizzled(int32_t row, int32_t chunk) {
 FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int32_t chunks) { return address ^ uint32_t(chunks << 4); }
 
 // Computes scores = Q · Kᵀ for each of a warp's parts: scores [16 rows, 64 keys], Q [16 rows, head_dim] and K [64 keys,
-// head_dim]. `q` is the shared address of the warp's rows of Q, `k` of the tile's K. The parts share what is read of K.
+// head_dim]. `q` is the shared address of the warp's rows of Q, `k` of the tile's K. The parts share the loads of K.
 template <typename Element, int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint32_t k, int32_t lane) {
 #pragma unroll

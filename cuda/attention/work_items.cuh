@@ -9,8 +9,8 @@
 // A sequence with a single state has no items for slots: the items of its state add the slots of their block's groups.
 //
 // CTAs take items in the order of their indices, and the longest items come first: the full states of all sequences,
-// then the shorter states and the slots. An item that begins late then keeps one multiprocessor busy for a short time
-// only, while the others have nothing left to do. The order of items changes no bit of a result.
+// then the shorter states and the slots. An item that begins late then keeps one multiprocessor busy only for a short
+// time while the others are idle. The order of items changes no bit of a result.
 #pragma once
 
 #include "../common/rows.cuh"
@@ -89,8 +89,8 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
 // because only the device knows the lengths.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
 
-// Computes the plan. Returns whether a sequence that this thread counted is left out, which is an error. Writes shared
-// memory alone, so that earlier launches may still run.
+// Computes the plan. Returns whether this thread counted a sequence that had to be left out, which is an error. The
+// function writes only shared memory, so earlier launches may still run.
 template <int32_t BlockRows>
 FLEXDRAFT_INLINE bool plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
     const int32_t pairs = plan_pairs(p.pass.batch);

@@ -1,9 +1,9 @@
-// Chained Calibration: draws the tokens of a draft one after the other, each from logits that the token before it
-// corrects. Three launches after the pass over the calibrated logits (sampling):
+// Chained Calibration: draws the tokens of a draft one after the other, each from logits that are corrected for the
+// token of the previous slot. Three launches after the pass over the calibrated logits (sampling):
 //
-//   chain_choose_*  chooses the K likeliest ids of each draft row
+//   chain_choose_*  chooses the ids of the K largest logits of each draft row
 //   chain_score_*   scores every pair of chosen ids of neighbouring rows, from factors that are matrix products
-//   chain_walk      adds the scores to the logits and draws the tokens, row after row
+//   chain_walk      adds the scores to the logits and draws the tokens, row by row
 //
 // Registers per thread:
 //

@@ -46,7 +46,7 @@ struct FlexdraftChainScoreParams {
     int32_t rank;  /* elements per factor */
 };
 
-/* The parameters of chain_walk, which draws the tokens of each draft row after row. */
+/* The parameters of chain_walk, which draws the tokens of each draft row by row. */
 struct FlexdraftWalkParams {
     const struct FlexdraftDraft* drafts;         /* the drafts, [draft_count] */
     const int32_t* logit_index;                  /* -1 for padding rows, whose stats become zero, [rows]; may be null */

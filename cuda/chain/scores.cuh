@@ -32,7 +32,7 @@ FLEXDRAFT_INLINE void score(const FlexdraftChainScoreParams& p) {
         if (threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_ROW));
         return;
     }
-    // Before the first row of a draft stands its bonus token alone.
+    // The only token before the first row of a draft is the bonus token.
     const bool after_bonus = row == 0 || p.owners[row - 1] != owner;
     const int32_t tokens_before = after_bonus ? 1 : p.count;
     if (first_before >= tokens_before) return;

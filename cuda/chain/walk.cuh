@@ -1,7 +1,8 @@
-// chain_walk: draws the tokens of a draft row after row, each among the chosen ids of its row.
+// chain_walk: draws the tokens of a draft row by row, each among the chosen ids of its row.
 //
 // Grid [drafts]. All warps compute the random numbers of all rows; then one warp walks from row to row, with one chosen
-// id per lane. A step of the walk depends on the step before only by the row of the table of scores that it reads.
+// id per lane. A step of the walk depends on the previous step only through the row of the table of scores that it
+// reads.
 #pragma once
 
 #include "../common/shapes.h"
@@ -65,8 +66,8 @@ FLEXDRAFT_INLINE void truncate_chosen(const ChosenId& own, const FlexdraftRowSam
     stats.cut_score = score_of_key(uint32_t(cut >> 32)), stats.cut_id = int32_t(uint32_t(cut));
 }
 
-// Draws the token of one row and returns its statistics, in every lane. `before` is the place of the token before among
-// the chosen ids of its row, and becomes the place of the drawn token.
+// Draws the token of one row and returns its statistics, in every lane. `before` is the place of the previous token
+// among the chosen ids of its row, and becomes the place of the drawn token.
 FLEXDRAFT_INLINE FlexdraftRowStats walk_row(const FlexdraftWalkParams& p, int32_t row, float gumbel, int32_t& before) {
     constexpr uint32_t all_lanes = 0xffffffffu;
     const int32_t lane = int32_t(threadIdx.x) % 32;

@@ -2,8 +2,8 @@
 // because the SIMT emulator does not have the headers of CUDA's types. A kernel of either type is a template over the
 // type.
 //
-// f32 is rounded to nearest, ties to even. A value above the largest finite number of the type becomes infinity: in f16,
-// 65520 and more. NaN stays NaN.
+// f32 is rounded to nearest, ties to even. A value that rounds above the largest finite number of the type becomes
+// infinity: in f16, values of at least 65520. NaN stays NaN.
 #pragma once
 
 #include "../ptx/cvt.cuh"

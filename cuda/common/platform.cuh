@@ -1,9 +1,9 @@
-// Definitions that every kernel source may rely on, whether nvcc compiles it for a GPU or a C++ compiler for the SIMT
-// emulator (cuda/simt), which runs the same sources without a GPU.
+// Definitions that every kernel source may rely on. nvcc compiles the sources for a GPU, and a C++ compiler compiles
+// the same sources for the SIMT emulator (cuda/simt), which runs them without a GPU.
 //
 // A kernel is declared with FLEXDRAFT_KERNEL, takes one parameter struct `p`, and uses dynamic shared memory only.
-// Nothing here or in a kernel may use <<<>>>, static __shared__ variables, textures, cooperative groups or the CUDA
-// headers' bf16 type.
+// Nothing here or in a kernel may use <<<>>>, static __shared__ variables, textures, cooperative groups or the bf16 and
+// f16 types of the CUDA headers.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// cvt: conversion between f32 and the types of 16 bits (sm_80).
+// cvt: conversion between f32 and the 16-bit types bf16 and f16 (sm_80).
 // PTX ISA, "Data Movement and Conversion Instructions: cvt".
 #pragma once
 
@@ -29,8 +29,8 @@ FLEXDRAFT_INLINE uint32_t cvt_rn_bf16x2(float low, float high) {
 #endif
 }
 
-// Returns the bits of `value` in f16, rounded to nearest, ties to even: infinity from 65520 on, and a subnormal number
-// below 2^-14. NaN of any sign and payload becomes 0x7fff.
+// Returns the bits of `value` in f16, rounded to nearest, ties to even. Magnitudes of at least 65520 become infinity,
+// and magnitudes below 2^-14 become subnormal numbers. NaN of any sign and payload becomes 0x7fff.
 FLEXDRAFT_INLINE uint16_t cvt_rn_f16(float value) {
 #if defined(__CUDACC__)
     uint16_t bits;
@@ -42,7 +42,8 @@ FLEXDRAFT_INLINE uint16_t cvt_rn_f16(float value) {
     if (magnitude > 0x7f800000u) return 0x7fff;
     if (magnitude >= 0x477ff000u) return sign | 0x7c00; // 65520
     if (magnitude < 0x38800000u) {
-        // The last place of 1/2 in f32 is 2^-24, as of a subnormal number in f16, so the addition rounds.
+        // The unit in the last place of 1/2 in f32 is 2^-24, as for subnormal numbers in f16, so the addition rounds
+        // correctly.
         return sign | uint16_t(__float_as_uint(__uint_as_float(magnitude) + 0.5f) - __float_as_uint(0.5f));
     }
     // The exponent's bias is 127 in f32 and 15 in f16.
@@ -62,7 +63,7 @@ FLEXDRAFT_INLINE uint32_t cvt_rn_f16x2(float low, float high) {
 #endif
 }
 
-// Returns the number with the given bits in f16; f32 has all of these.
+// Returns the value of an f16 with the given bits; the conversion is exact.
 FLEXDRAFT_INLINE float cvt_f32_f16(uint16_t bits) {
 #if defined(__CUDACC__)
     float value;

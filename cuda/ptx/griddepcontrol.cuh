@@ -1,17 +1,16 @@
-// griddepcontrol: programmatic dependent launch (sm_90), with which a launch may begin before the launch in front of it
-// has ended. PTX ISA, "Parallel Synchronization and Communication Instructions: griddepcontrol".
+// griddepcontrol: programmatic dependent launch (sm_90), with which a launch may begin before the previous launch on
+// the stream has ended. PTX ISA, "Parallel Synchronization and Communication Instructions: griddepcontrol".
 #pragma once
 
 #include "../common/platform.cuh"
 
-// Waits until the launches in front on the stream have ended and their writes are visible, and then lets the launch
-// behind begin. Code before the call, the prologue, may run while earlier launches run: it reads parameters and memory
-// that no kernel writes, such as weights, and writes no global memory. A launch behind a copy does not begin early, so
-// memory that copies alone write may change between launches. Every thread of every kernel makes the call,
-// because the launch behind waits for this launch alone, which must not end before the launches in front.
+// Waits until all earlier launches on the stream have ended and their writes are visible, and then lets the next launch
+// begin. Code before the call, the prologue, may run while earlier launches run: it may read parameters and memory that
+// no kernel writes, such as weights, and must not write global memory. A launch that follows a copy does not begin
+// early, so memory that only copies write may change between launches. Every thread of every kernel makes the call,
+// because the next launch waits only for this launch, which therefore must not end before earlier launches have ended.
 //
-// All loads of kernels are plain: nvcc moves a load by __ldg from one side of the call to the other, and leaves plain loads
-// where they are.
+// Kernels never load by __ldg: nvcc may move such a load across the call, but not an ordinary load.
 FLEXDRAFT_INLINE void wait_for_earlier_launches() {
 #if !defined(__CUDACC__)
     simt::wait_for_earlier_launches();

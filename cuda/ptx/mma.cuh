@@ -5,7 +5,7 @@
 #include "../common/platform.cuh"
 
 // Computes d[16, 8] += a[16, 16] · b[16, 8] by a warp, a by rows and b by columns, with bf16 products summed in f32.
-// With g = lane / 4 and t = lane % 4 (two elements a register, the lower column or row in the low half):
+// With g = lane / 4 and t = lane % 4 (two elements per register, the lower column or row in the low half):
 //   a[0], a[1]: rows g, g + 8, columns 2t and 2t + 1;  a[2], a[3]: the same rows, columns 2t + 8 and 2t + 9
 //   b[0], b[1]: column g, rows 2t and 2t + 1, then 2t + 8 and 2t + 9
 //   d[0..2]: row g, columns 2t and 2t + 1;  d[2..4]: row g + 8

@@ -122,8 +122,8 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
         if (weight != nullptr) values.norm(factors, p.eps);
         values.turn(p.cos_sin + int64_t(row) * head_dim, lane);
     }
-    // The heads of q and of mask rows change in place; the k and v of candidate rows go to the cache only, where
-    // attention reads them.
+    // The heads of q and of mask rows change in place; the k and v of candidate rows are written only to the cache,
+    // where attention reads them.
     if (is_q || place.mask) {
         values.store(in_place, lane);
         return;

@@ -5,9 +5,9 @@
 //
 // One CTA owns `Tile` ids. The rows of W2 for these ids are copied to shared memory once, in slices along the rank, and
 // stay there while all rows of the launch are computed in blocks of `RowBlock`. The slices of u go through a ring of
-// cp.async stages that does not stop between blocks; the slices of W2 are copied with those for the first block, and the
-// first of them already in the prologue (ptx/griddepcontrol.cuh), because no kernel writes W2. The logits of a block are
-// loaded into registers before its product, so they arrive while the product is computed.
+// cp.async stages that does not stop between blocks; the slices of W2 are copied with those for the first block, and
+// the first of them already in the prologue (ptx/griddepcontrol.cuh), because no kernel writes W2. The logits of a
+// block are loaded into registers before its matrix product, so they arrive while the product is computed.
 //
 // Each element of W2 · u is one chain of sums along the rank, so a row has the same bits in any tile, block or batch.
 #pragma once
@@ -138,8 +138,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         }
     }
 
-    // Counters say which slice is fetched next, because a division by a number that is unknown at compile time takes as
-    // long as a part of a matrix product.
+    // Counters say which slice is fetched next, because a division by a number that is unknown at compile time is slow
+    // compared with the matrix product.
     SliceCopies<row_block, threads> u_copies;
     SliceCopies<tile_ids, threads> weight_copies;
     u_copies.start(p.u, 0, p.rows, p.rank);

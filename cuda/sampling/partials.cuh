@@ -1,5 +1,4 @@
-// The partial result of a chunk of the vocabulary: what the chunk contributes to the statistics and the draw of its
-// row.
+// The partial result of a chunk of the vocabulary: the chunk's contribution to the statistics and the draw of its row.
 //
 // Everything in a partial result is relative to the chunk's own largest logit, so nothing is rescaled within a chunk.
 // sample_finish knows the largest logit of the row, and adds the chunks up. The draw is an exponential race (race.cuh).
@@ -105,9 +104,9 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
     float sums[Groups], weight[Groups][4];
     PhiloxWords words[Groups];
     Race race;
-    // If a warp has many chunks, in one of them nearly always some id would be ahead of all earlier ids of its lane,
-    // and cost the warp a logarithm. So all ids bound the winner before the first id enters. With one chunk per warp,
-    // the first ids are enough.
+    // If a warp has many chunks, then in nearly every step some chunk has an id that beats all earlier ids of its lane,
+    // which would cost the whole warp a logarithm. Therefore all ids bound the winner before the first id enters the
+    // race. With one chunk per warp, the first ids are enough.
     constexpr bool bound_all = Lanes < 32;
     const auto weigh = [&](int32_t i) {
 #pragma unroll

@@ -8,9 +8,8 @@
 #include "../common/philox.cuh"
 #include "argmax.cuh"
 
-// Returns a lower bound of exponential(word), the id's exponential number, for the price of one addition: the leading
-// 23 bits of 1 − u ≤ −ln u. The bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact
-// value.
+// Returns a lower bound of exponential(word), the id's exponential number, at the cost of one addition: the leading 23
+// bits of 1 − u ≤ −ln u. The bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact value.
 FLEXDRAFT_INLINE float exponential_floor(uint32_t word) { return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f; }
 
 // Returns a lower bound of weight / exponential(word), which decides the race: −ln u ≤ (1 − u) / u, with u rounded
@@ -32,8 +31,9 @@ FLEXDRAFT_INLINE float largest_of_lanes(float value) {
 }
 
 // The exponential race among the ids that one thread sees. An exponential takes a logarithm, in one of two branches,
-// and a warp goes where one of its lanes goes. So enter() lets an id that may win only wait: its exponential is
-// computed when another id that may win comes, or at the end. Nearly always that is once.
+// and a warp executes every branch that one of its lanes takes. Therefore enter() only stores an id that may win: its
+// exponential is computed when another id that may win arrives, or at the end. Nearly always there is only one such
+// computation.
 struct Race {
     float leading = 0.0f; // a lower bound of the winner's weight / E
     float weight = 0.0f;  // of the id that waits; 0 if none waits

@@ -70,7 +70,7 @@ unsigned char* shared_range(uint32_t address, size_t bytes, size_t alignment, co
 const unsigned char* stack_of(uint32_t thread);
 uint64_t params_bytes();
 
-// Implements griddepcontrol.wait: notes that the running thread waited for earlier launches (launch_order.h).
+// Implements griddepcontrol.wait: records that the running thread waited for earlier launches (launch_order.h).
 void wait_for_earlier_launches();
 
 // Implements cp.async, whose copies happen at once, or as late as the waits for them allow.

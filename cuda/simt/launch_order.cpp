@@ -89,7 +89,7 @@ void order_begin(const FlexdraftSimtLaunch* launch) {
 void order_end() {
     FlexdraftSimtHistory* const history = running.history;
     running.history = nullptr;
-    // Without a wait, this launch ends at any time, also before the launches in front.
+    // Without a wait, this launch may end at any time, even before earlier launches.
     if (history != nullptr && !running.all_waited && history->barrier < history->launch) {
         history->unordered = history->launch;
     }

@@ -1,4 +1,4 @@
-// The order of launches that may begin before the launch in front has ended (programmatic dependent launch,
+// The order of launches that may begin before the previous launch has ended (programmatic dependent launch,
 // ptx/griddepcontrol.cuh), and checks that kernels do not depend on more order than there is.
 //
 // The emulator runs one launch after the other. The checks find accesses that a GPU may make too early. For each byte of
@@ -6,11 +6,11 @@
 // an error if it conflicts with a launch that may still run:
 //
 //   before the wait   every launch since the last full barrier may still run
-//   after the wait    the launches in front have ended, if all of them waited. A launch that ends without a wait may end
-//                     before the launches in front of it, and the wait of the launch behind tells nothing about those
+//   after the wait    earlier launches have ended, if all of them waited. A launch that ends without a wait may end
+//                     before launches that are earlier still, and the wait of the next launch does not cover those
 //
-// A full barrier is a launch that may not begin early, a copy, or a wait of the host. Only checked launches with a history
-// are checked.
+// A full barrier is a launch that may not begin early, a copy, or a synchronisation by the host. Only checked launches
+// with a history are checked.
 #pragma once
 
 #include <stddef.h>
@@ -28,7 +28,7 @@ void order_end();
 // Begins and ends a CTA with a number of threads.
 void order_cta_begin(uint32_t threads);
 void order_cta_end();
-// Notes that a thread of the CTA waited for the launches in front.
+// Records that a thread of the CTA waited for earlier launches.
 void order_wait(uint32_t thread);
 // Checks an access of a thread to device memory, to bytes of an operand.
 void order_access(uint32_t thread, std::string_view operand, uint64_t address, size_t bytes, bool write);

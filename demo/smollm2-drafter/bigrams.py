@@ -2,7 +2,7 @@
 """Measures the acceptance length of drafts that counted pairs of tokens make, without a model: `bigrams.py DATA`, a
 folder made by `flexdraft-tune data`.
 
-Counts the pairs of consecutive tokens in train.jsonl, drafts the likeliest chain of three tokens after the bonus token,
+Counts the pairs of consecutive tokens in train.jsonl, drafts the most likely chain of three tokens after the bonus token,
 and walks heldout.jsonl with these drafts as decoding would step. Prints the acceptance length.
 """
 

@@ -35,7 +35,7 @@
 // Acceptance rule: block verification (arXiv 2403.10444).
 #define FLEXDRAFT_BLOCK 2
 
-// Distribution of a draft: none; each draft token is certain, as with the rule match or a lookup.
+// Distribution of a draft: none, because each draft token is certain, as with the rule match or a lookup.
 #define FLEXDRAFT_DRAFT_CERTAIN 0
 
 // Distribution of a draft: rows of logits.
@@ -150,7 +150,7 @@
 // Status: a parameter is outside its range, or contradicts another parameter.
 #define FLEXDRAFT_VALUE 8
 
-// Status: the rows of a pass are not possible.
+// Status: the rows of a pass are invalid.
 #define FLEXDRAFT_PASS_ROWS 9
 
 // Status: a size or an index does not fit its integer type.
@@ -168,7 +168,7 @@
 // Status: a kernel reported a fault in the device error word.
 #define FLEXDRAFT_FAULT 14
 
-// Status: the library panicked, which is a bug of flexdraft.
+// Status: the library panicked; the text has the panic's message.
 #define FLEXDRAFT_PANIC 15
 
 // The kernels, loaded on a processor.
@@ -213,16 +213,16 @@ typedef struct FlexdraftVerify {
 
 // The reason why a call failed, in memory of the caller. Set `struct_size` before the call.
 typedef struct FlexdraftError {
-    // Size in bytes of the caller's struct, at least 32. A caller may have a longer `text` than this declaration: the
-    // size says how long.
+    // Size in bytes of the caller's struct, at least 32. A caller may have a longer `text` than this declaration; the
+    // size states its length.
     uint64_t struct_size;
     // Written: the status code that the function returns.
     int32_t status;
     // Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number
     // does not fit `text`.
     uint32_t text_bytes;
-    // Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, what was expected, and
-    // what was found. Empty after FLEXDRAFT_OK.
+    // Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, the expected value, and
+    // the value that was found. Empty after FLEXDRAFT_OK.
     char text[496];
 } FlexdraftError;
 
@@ -293,7 +293,7 @@ typedef struct FlexdraftHeads {
     uint64_t head_dim;
 } FlexdraftHeads;
 
-// The sizes that decide how much workspace attention needs, for `flexdraft_attention_workspace_len`.
+// The sizes from which `flexdraft_attention_workspace_len` computes the length of the workspace.
 typedef struct FlexdraftAttentionSize {
     // Size of this struct in bytes.
     uint64_t struct_size;
@@ -334,10 +334,10 @@ typedef struct FlexdraftCache {
     uint64_t v_head_stride;
 } FlexdraftCache;
 
-// Rows of heads in a tensor of their own. The heads of a row are adjacent; rows may be parts of longer rows.
+// Rows of heads in a separate tensor. The heads of a row are adjacent; rows may be parts of longer rows.
 typedef struct FlexdraftHeadRows {
-    // Of the cache's type, from the first element of row 0 to at least the last element of the last row, aligned
-    // to 16 bytes.
+    // The memory of the rows, of the cache's type, from the first element of row 0 to at least the last element of the
+    // last row, aligned to 16 bytes.
     struct FlexdraftBuffer rows;
     // Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
     uint64_t stride;
@@ -371,11 +371,11 @@ typedef struct FlexdraftJointAttention {
     // Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in
     // rounding.
     uint64_t split;
-    // 1 if the mask rows of the pass take part; 0 below the tail layers, where there are candidate rows alone.
+    // 1 if the mask rows of the pass take part; 0 below the tail layers, which have only candidate rows.
     uint32_t with_masks;
     // Unused; 0.
     uint32_t reserved;
-    // q heads of the candidate rows in a tensor of their own, `[candidates, q_heads * head_dim]`, in place of `qkv`;
+    // q heads of the candidate rows in a separate tensor, `[candidates, q_heads * head_dim]`, in place of `qkv`;
     // absent if the pass has no candidates.
     struct FlexdraftHeadRows q;
     // q heads of the mask rows, `[mask rows, q_heads * head_dim]`, in place of `qkv`; absent if no mask rows take part.
@@ -435,7 +435,7 @@ typedef struct FlexdraftChainScore {
     uint64_t count;
     // Number of drafts.
     uint64_t drafts;
-    // Factors of the tokens before: of the bonus token of each draft, then of the chosen ids of each row; f32
+    // Factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row; f32
     // `[drafts + rows * K, before_stride]`, aligned to 16 bytes.
     struct FlexdraftBuffer before;
     // Elements from one factor in `before` to the next: a multiple of 8, at least `rank`.
@@ -447,7 +447,7 @@ typedef struct FlexdraftChainScore {
     // The draft of each row, i32 `[rows]`. The rows of a draft follow each other in the order of their slots.
     struct FlexdraftBuffer owners;
     // Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The
-    // first row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
+    // first row of a draft gets only the entries `[0][b]`, the scores after the bonus token.
     struct FlexdraftBuffer scores;
     // Optional. The device error word, u32 `[1]`.
     struct FlexdraftBuffer error_word;
@@ -659,7 +659,8 @@ typedef struct FlexdraftNormRopeAppend {
     // Numbers and size of the heads.
     struct FlexdraftHeads heads;
     // q, k and v heads of every row, of the cache's type: `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16
-    // bytes; q, and the k of mask rows, change in place. In f16, a result from 65520 on becomes infinity. Absent if `q`, `k` and `v` are present.
+    // bytes; q, and the k of mask rows, change in place. In f16, results of at least 65520 become infinity. Absent if
+    // `q`, `k` and `v` are present.
     struct FlexdraftBuffer qkv;
     // Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     struct FlexdraftBuffer cos_sin;
@@ -675,8 +676,8 @@ typedef struct FlexdraftNormRopeAppend {
     float eps;
     // FLEXDRAFT_CANDIDATES or FLEXDRAFT_MASKS: the rows that the launch processes.
     uint32_t kind;
-    // q heads in a tensor of their own, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
-    // the rows of this kind alone: row 0 is the first candidate row or the first mask row.
+    // q heads in a separate tensor, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
+    // only rows of this kind: row 0 is the first candidate row or the first mask row.
     struct FlexdraftHeadRows q;
     // k heads, `[rows, kv_heads * head_dim]`, with `q`.
     struct FlexdraftHeadRows k;
@@ -722,7 +723,7 @@ typedef struct FlexdraftRmsNorm {
     uint64_t struct_size;
     // The residual stream, bf16 or f16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
     struct FlexdraftBuffer x;
-    // Optional. What is added to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
+    // Optional. The values to add to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
     struct FlexdraftBuffer delta;
     // The norm's weight, f32 `[cols]`.
     struct FlexdraftBuffer weight;
@@ -823,7 +824,7 @@ typedef struct FlexdraftSample {
     struct FlexdraftBuffer sampling;
     // Optional. Positions from which relative draws count, i32 `[sequences]`.
     struct FlexdraftBuffer starts;
-    // Optional. The token of each row whose probability is wanted, i32 `[rows]`; -1 for none.
+    // Optional. A token per row whose probability is computed, i32 `[rows]`; -1 for none.
     struct FlexdraftBuffer draft;
     // Rank r of the calibrator, a multiple of 8; 0 without a calibrator. Then the three operands below are absent.
     uint64_t rank;
@@ -943,8 +944,8 @@ typedef struct FlexdraftRowStats {
     int32_t cut_id;
     // Number of kept ids.
     int32_t kept;
-    // 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty
-    // row.
+    // Fault of the row: 0 for none, 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from
+    // a faulty row.
     int32_t fault;
 } FlexdraftRowStats;
 
@@ -1025,8 +1026,8 @@ int32_t flexdraft_attention_workspace_len(const struct FlexdraftKernels *kernels
 // divided.
 //
 // Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-// slots of its group. Products are bf16 or f16, as the cache, with f32 sums. A row's bits do not depend on the other
-// rows of the batch.
+// slots of its group. Products have operands of the cache's type, bf16 or f16, and f32 sums. A row's bits do not
+// depend on the other rows of the batch.
 //
 // Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 //
@@ -1071,8 +1072,8 @@ int32_t flexdraft_chain_score(const struct FlexdraftKernels *kernels,
                               const struct FlexdraftChainScore *args,
                               struct FlexdraftError *error);
 
-// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score
-// after the token that was drawn before.
+// Draws the tokens of each draft row by row, among the chosen ids of the row: the chained logit of an id is its logit
+// plus its score after the previously drawn token.
 //
 // Fault in `error_word`: 16 for a draft whose rows do not exist, and for a sequence without a start.
 //
@@ -1121,7 +1122,7 @@ int32_t flexdraft_pass_open(const struct FlexdraftKernels *kernels,
 // pages that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an
 // upload.
 //
-// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the
+// Errors: FLEXDRAFT_PASS_ROWS if a sequence is invalid (the text names the sequence, the value that was found and the
 // limit), FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
 // `flexdraft_pass_open`. After an error the tables hold the earlier pass.
 //
@@ -1229,8 +1230,8 @@ int32_t flexdraft_gather(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftGather *args,
                          struct FlexdraftError *error);
 
-// Adds `delta` to `x` if it is present, rounded to the type of `x`, and writes x / sqrt(mean(x^2) + eps) * weight for each
-// row /// (arXiv 1910.07467, equation 4).
+// Adds `delta`, if it is present, to `x`, rounds the sums to the type of `x`, and writes x / sqrt(mean(x^2) + eps) *
+// weight for each row (arXiv 1910.07467, equation 4).
 //
 // Errors: as in `flexdraft_joint_attention`.
 //
@@ -1311,7 +1312,7 @@ int32_t flexdraft_sample_workspace_len(uint64_t rows,
 // the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
 //
 // Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
-// for calibrated logits that were needed again and not stored.
+// for calibrated logits that were needed a second time but not stored.
 //
 // Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank, or other tables of
 // edits without `row_edits`; FLEXDRAFT_UNSUPPORTED for edits with a calibrator.
@@ -1324,7 +1325,7 @@ int32_t flexdraft_sample(const struct FlexdraftKernels *kernels,
                          const struct FlexdraftSample *args,
                          struct FlexdraftError *error);
 
-// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates or edits the logits and leaves the partial
+// Runs only the first of the two launches of `flexdraft_sample`: it calibrates or edits the logits and leaves the partial
 // results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 //
 // Errors: the errors of `flexdraft_sample`.

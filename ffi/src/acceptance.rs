@@ -24,7 +24,7 @@ pub const FLEXDRAFT_REJECTION: u32 = 1;
 /// Acceptance rule: block verification (arXiv 2403.10444).
 pub const FLEXDRAFT_BLOCK: u32 = 2;
 
-/// Distribution of a draft: none; each draft token is certain, as with the rule match or a lookup.
+/// Distribution of a draft: none, because each draft token is certain, as with the rule match or a lookup.
 pub const FLEXDRAFT_DRAFT_CERTAIN: u32 = 0;
 /// Distribution of a draft: rows of logits.
 pub const FLEXDRAFT_DRAFT_LOGITS: u32 = 1;

@@ -53,12 +53,12 @@ impl FlexdraftCache {
     }
 }
 
-/// Rows of heads in a tensor of their own. The heads of a row are adjacent; rows may be parts of longer rows.
+/// Rows of heads in a separate tensor. The heads of a row are adjacent; rows may be parts of longer rows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftHeadRows {
-    /// Of the cache's type, from the first element of row 0 to at least the last element of the last row, aligned
-    /// to 16 bytes.
+    /// The memory of the rows, of the cache's type, from the first element of row 0 to at least the last element of the
+    /// last row, aligned to 16 bytes.
     pub rows: FlexdraftBuffer,
     /// Distance from a row to the next in elements, a multiple of 8; 0 for rows without gaps.
     pub stride: u64,
@@ -138,11 +138,11 @@ pub struct FlexdraftJointAttention {
     /// Keys per split of a long sequence, a multiple of 64, or 0 for 512. Results with another split differ in
     /// rounding.
     pub split: u64,
-    /// 1 if the mask rows of the pass take part; 0 below the tail layers, where there are candidate rows alone.
+    /// 1 if the mask rows of the pass take part; 0 below the tail layers, which have only candidate rows.
     pub with_masks: u32,
     /// Unused; 0.
     pub reserved: u32,
-    /// q heads of the candidate rows in a tensor of their own, `[candidates, q_heads * head_dim]`, in place of `qkv`;
+    /// q heads of the candidate rows in a separate tensor, `[candidates, q_heads * head_dim]`, in place of `qkv`;
     /// absent if the pass has no candidates.
     pub q: FlexdraftHeadRows,
     /// q heads of the mask rows, `[mask rows, q_heads * head_dim]`, in place of `qkv`; absent if no mask rows take part.
@@ -181,7 +181,11 @@ impl FlexdraftJointAttention {
             return Ok(unsafe { operands.read::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
-            return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
+            return Err(Refusal::value(
+                "qkv",
+                "present together with separate tensors",
+                "either `qkv` or separate tensors",
+            ));
         }
         // SAFETY: the caller's promise.
         unsafe {
@@ -194,7 +198,7 @@ impl FlexdraftJointAttention {
                 false => None,
             };
             let q = match self.q.is_absent() {
-                // A pass may have no candidates; the launch refuses a pass that has some.
+                // A pass without candidates needs no q here; the launch refuses a pass with candidates.
                 true => HeadRows { view: View::from_raw(0, 0, operands.0), stride: row },
                 false => self.q.read(operands, "q", row)?,
             };
@@ -203,7 +207,7 @@ impl FlexdraftJointAttention {
     }
 }
 
-/// The sizes that decide how much workspace attention needs, for `flexdraft_attention_workspace_len`.
+/// The sizes from which `flexdraft_attention_workspace_len` computes the length of the workspace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftAttentionSize {
@@ -320,8 +324,8 @@ pub unsafe extern "C" fn flexdraft_attention_workspace_len(
 /// divided.
 ///
 /// Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-/// slots of its group. Products are bf16 or f16, as the cache, with f32 sums. A row's bits do not depend on the other
-/// rows of the batch.
+/// slots of its group. Products have operands of the cache's type, bf16 or f16, and f32 sums. A row's bits do not
+/// depend on the other rows of the batch.
 ///
 /// Faults in `error_word`: 1 for a page id out of range, 8 for a sequence that is longer than the workspace allows.
 ///

@@ -54,7 +54,7 @@ pub struct FlexdraftChainScore {
     pub count: u64,
     /// Number of drafts.
     pub drafts: u64,
-    /// Factors of the tokens before: of the bonus token of each draft, then of the chosen ids of each row; f32
+    /// Factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row; f32
     /// `[drafts + rows * K, before_stride]`, aligned to 16 bytes.
     pub before: FlexdraftBuffer,
     /// Elements from one factor in `before` to the next: a multiple of 8, at least `rank`.
@@ -66,7 +66,7 @@ pub struct FlexdraftChainScore {
     /// The draft of each row, i32 `[rows]`. The rows of a draft follow each other in the order of their slots.
     pub owners: FlexdraftBuffer,
     /// Written: entry `[a][b]` of a row is the score of its id b after id a of the row before; f32 `[rows, K, K]`. The
-    /// first row of a draft gets the entries `[0][b]` alone: the scores after the bonus token.
+    /// first row of a draft gets only the entries `[0][b]`, the scores after the bonus token.
     pub scores: FlexdraftBuffer,
     /// Optional. The device error word, u32 `[1]`.
     pub error_word: FlexdraftBuffer,
@@ -227,8 +227,8 @@ pub unsafe extern "C" fn flexdraft_chain_score(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score
-/// after the token that was drawn before.
+/// Draws the tokens of each draft row by row, among the chosen ids of the row: the chained logit of an id is its logit
+/// plus its score after the previously drawn token.
 ///
 /// Fault in `error_word`: 16 for a draft whose rows do not exist, and for a sequence without a start.
 ///

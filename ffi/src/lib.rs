@@ -1,7 +1,7 @@
 //! The kernels for engines in other languages: a stable C interface, and functions of TVM-FFI on DLPack tensors.
 //!
-//! The header `include/flexdraft.h` declares the C interface and has its conventions and the shapes, units and errors
-//! of every function. The module `tvm` describes the functions of TVM-FFI.
+//! The header `include/flexdraft.h` declares the C interface and documents its conventions and the shapes, units and
+//! errors of every function. The module `tvm` describes the functions of TVM-FFI.
 //!
 //! Callers without a GPU open the SIMT emulator, which runs the kernels on the CPU, over host memory, for tests.
 

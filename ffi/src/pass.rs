@@ -34,19 +34,19 @@ fn other(what: &str) -> Refusal {
 }
 
 impl FlexdraftPass {
-    /// Returns the tables, which were made by the same kernels, for a question that launches nothing.
+    /// Returns the tables, which were made by the same kernels, for a query that launches nothing.
     pub(crate) fn tables<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<&PassTables<R>> {
         let same = self.queue.context == on.queue().context;
         self.tables.downcast_ref().filter(|_| same).ok_or_else(|| other("processor"))
     }
 
-    /// Returns the tables for a launch, which goes to the stream that they were made for.
+    /// Returns the tables for a launch on the stream for which they were made.
     pub(crate) fn launched<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<&PassTables<R>> {
         let tables = self.tables(on)?;
         if self.queue == on.queue() { Ok(tables) } else { Err(other("stream")) }
     }
 
-    /// Returns the tables for a change, on the stream that they were made for.
+    /// Returns the tables for a change, on the stream for which they were made.
     pub(crate) fn changed<R: Runtime>(&mut self, on: &On<'_, R>) -> Outcome<&mut PassTables<R>> {
         self.launched(on)?;
         self.tables.downcast_mut().ok_or_else(|| other("processor"))
@@ -193,7 +193,7 @@ pub unsafe extern "C" fn flexdraft_pass_open(
 /// pages that they read; no two candidates may be appended to one token of a page. A captured graph must not contain an
 /// upload.
 ///
-/// Errors: FLEXDRAFT_PASS_ROWS if a sequence is not possible (the text names the sequence, what was found and the
+/// Errors: FLEXDRAFT_PASS_ROWS if a sequence is invalid (the text names the sequence, the value that was found and the
 /// limit), FLEXDRAFT_UNSUPPORTED for another page size, FLEXDRAFT_QUEUE for another processor or stream than at
 /// `flexdraft_pass_open`. After an error the tables hold the earlier pass.
 ///

@@ -47,7 +47,8 @@ pub struct FlexdraftNormRopeAppend {
     /// Numbers and size of the heads.
     pub heads: FlexdraftHeads,
     /// q, k and v heads of every row, of the cache's type: `[rows, (q_heads + 2 kv_heads) * head_dim]`, aligned to 16
-    /// bytes; q, and the k of mask rows, change in place. In f16, a result from 65520 on becomes infinity. Absent if `q`, `k` and `v` are present.
+    /// bytes; q, and the k of mask rows, change in place. In f16, results of at least 65520 become infinity. Absent if
+    /// `q`, `k` and `v` are present.
     pub qkv: FlexdraftBuffer,
     /// Cosines and sines from `flexdraft_rope_table`, f32 `[rows, head_dim / 2, 2]`, aligned to 8 bytes.
     pub cos_sin: FlexdraftBuffer,
@@ -63,8 +64,8 @@ pub struct FlexdraftNormRopeAppend {
     pub eps: f32,
     /// FLEXDRAFT_CANDIDATES or FLEXDRAFT_MASKS: the rows that the launch processes.
     pub kind: u32,
-    /// q heads in a tensor of their own, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
-    /// the rows of this kind alone: row 0 is the first candidate row or the first mask row.
+    /// q heads in a separate tensor, `[rows, q_heads * head_dim]`, in place of `qkv`. This tensor, `k` and `v` have
+    /// only rows of this kind: row 0 is the first candidate row or the first mask row.
     pub q: FlexdraftHeadRows,
     /// k heads, `[rows, kv_heads * head_dim]`, with `q`.
     pub k: FlexdraftHeadRows,
@@ -89,7 +90,11 @@ impl FlexdraftNormRopeAppend {
             return Ok(unsafe { operands.write::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
-            return Err(Refusal::value("qkv", "present beside tensors of their own", "one of the two"));
+            return Err(Refusal::value(
+                "qkv",
+                "present together with separate tensors",
+                "either `qkv` or separate tensors",
+            ));
         }
         // SAFETY: the caller's promise.
         unsafe {

@@ -56,7 +56,7 @@ pub struct FlexdraftRmsNorm {
     pub struct_size: u64,
     /// The residual stream, bf16 or f16 `[rows, cols]`, with a multiple of 8 columns. Written if `delta` is present.
     pub x: FlexdraftBuffer,
-    /// Optional. What is added to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
+    /// Optional. The values to add to the residual stream before the norm, of the type of `x`, `[rows, cols]`.
     pub delta: FlexdraftBuffer,
     /// The norm's weight, f32 `[cols]`.
     pub weight: FlexdraftBuffer,
@@ -303,8 +303,8 @@ pub unsafe extern "C" fn flexdraft_gather(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Adds `delta` to `x` if it is present, rounded to the type of `x`, and writes x / sqrt(mean(x^2) + eps) * weight for each
-/// row /// (arXiv 1910.07467, equation 4).
+/// Adds `delta`, if it is present, to `x`, rounds the sums to the type of `x`, and writes x / sqrt(mean(x^2) + eps) *
+/// weight for each row (arXiv 1910.07467, equation 4).
 ///
 /// Errors: as in `flexdraft_joint_attention`.
 ///

@@ -88,8 +88,8 @@ pub struct FlexdraftRowStats {
     pub cut_id: i32,
     /// Number of kept ids.
     pub kept: i32,
-    /// 0 for a sound row; 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from a faulty
-    /// row.
+    /// Fault of the row: 0 for none, 1 for a NaN, 2 for +inf, 3 if no id is allowed. No token of a target may come from
+    /// a faulty row.
     pub fault: i32,
 }
 
@@ -131,7 +131,7 @@ pub struct FlexdraftSample {
     pub sampling: FlexdraftBuffer,
     /// Optional. Positions from which relative draws count, i32 `[sequences]`.
     pub starts: FlexdraftBuffer,
-    /// Optional. The token of each row whose probability is wanted, i32 `[rows]`; -1 for none.
+    /// Optional. A token per row whose probability is computed, i32 `[rows]`; -1 for none.
     pub draft: FlexdraftBuffer,
     /// Rank r of the calibrator, a multiple of 8; 0 without a calibrator. Then the three operands below are absent.
     pub rank: u64,
@@ -276,7 +276,7 @@ impl Call for FlexdraftSample {
     }
 }
 
-/// The first launch of sampling alone.
+/// Only the first launch of sampling.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct Partials(pub FlexdraftSample);
@@ -385,7 +385,7 @@ pub unsafe extern "C" fn flexdraft_sample_workspace_len(
 /// the same bits in any batch. NaN counts as -inf; if no logit is above -inf, the token is id 0.
 ///
 /// Faults in `error_word`: 2 for a draft token outside the vocabulary, 4 for a NaN, 16 for an index out of range, 32
-/// for calibrated logits that were needed again and not stored.
+/// for calibrated logits that were needed a second time but not stored.
 ///
 /// Errors: as in `flexdraft_joint_attention`; FLEXDRAFT_VALUE if calibrator operands come without a rank, or other tables of
 /// edits without `row_edits`; FLEXDRAFT_UNSUPPORTED for edits with a calibrator.
@@ -404,7 +404,7 @@ pub unsafe extern "C" fn flexdraft_sample(
     unsafe { launch(kernels, stream, args, error) }
 }
 
-/// Runs the first of the two launches of `flexdraft_sample` alone: it calibrates or edits the logits and leaves the partial
+/// Runs only the first of the two launches of `flexdraft_sample`: it calibrates or edits the logits and leaves the partial
 /// results in the workspace, which `flexdraft_chain_choose` reads. `stats` does not change.
 ///
 /// Errors: the errors of `flexdraft_sample`.

@@ -1,4 +1,4 @@
-//! Status codes, texts of errors, and the border that no panic crosses.
+//! Status codes, error messages, and the guard that stops panics at the C interface.
 
 use std::any::Any;
 use std::ffi::c_char;
@@ -28,7 +28,7 @@ pub const FLEXDRAFT_QUEUE: i32 = 6;
 pub const FLEXDRAFT_UNSUPPORTED: i32 = 7;
 /// Status: a parameter is outside its range, or contradicts another parameter.
 pub const FLEXDRAFT_VALUE: i32 = 8;
-/// Status: the rows of a pass are not possible.
+/// Status: the rows of a pass are invalid.
 pub const FLEXDRAFT_PASS_ROWS: i32 = 9;
 /// Status: a size or an index does not fit its integer type.
 pub const FLEXDRAFT_OVERFLOW: i32 = 10;
@@ -40,23 +40,23 @@ pub const FLEXDRAFT_OUT_OF_MEMORY: i32 = 12;
 pub const FLEXDRAFT_RUNTIME: i32 = 13;
 /// Status: a kernel reported a fault in the device error word.
 pub const FLEXDRAFT_FAULT: i32 = 14;
-/// Status: the library panicked, which is a bug of flexdraft.
+/// Status: the library panicked; the text has the panic's message.
 pub const FLEXDRAFT_PANIC: i32 = 15;
 
 /// The reason why a call failed, in memory of the caller. Set `struct_size` before the call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FlexdraftError {
-    /// Size in bytes of the caller's struct, at least 32. A caller may have a longer `text` than this declaration: the
-    /// size says how long.
+    /// Size in bytes of the caller's struct, at least 32. A caller may have a longer `text` than this declaration; the
+    /// size states its length.
     pub struct_size: u64,
     /// Written: the status code that the function returns.
     pub status: i32,
     /// Written: the number of bytes of the whole text without its terminating zero. The text was cut if this number
     /// does not fit `text`.
     pub text_bytes: u32,
-    /// Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, what was expected, and
-    /// what was found. Empty after FLEXDRAFT_OK.
+    /// Written: the text in UTF-8, with a terminating zero. It names the operand or parameter, the expected value, and
+    /// the value that was found. Empty after FLEXDRAFT_OK.
     pub text: [c_char; 496],
 }
 
@@ -314,7 +314,7 @@ pub(crate) unsafe fn guard(error: *mut FlexdraftError, body: impl FnOnce() -> Ou
 pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Refusal {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
-    let text = format!("the library panicked, which is a bug of flexdraft: {text}").replace('\0', " ");
+    let text = format!("the library panicked, please report this: {text}").replace('\0', " ");
     // Dropping the payload could panic again.
     std::mem::forget(payload);
     Refusal { status: FLEXDRAFT_PANIC, text }

@@ -1,17 +1,18 @@
 """Kernels of FlexDraft, lossless parallel speculative decoding (arXiv 2605.20022), on any DLPack tensor.
 
-Tensors on a CUDA device run there, on the framework's current stream. Tensors on the host run on an emulator of the
-kernels, which is for tests. All tensors of a call are on one device. Nothing is copied or allocated: every operand is an
-argument, outputs and workspaces too. Unless a function says otherwise, tensors are contiguous.
+A call with CUDA tensors launches the kernel on the framework's current stream. A call with host tensors runs an
+emulator of the kernels, which is meant for tests. All tensors of a call are on one device. Nothing is copied or
+allocated: every operand is an argument, including outputs and workspaces. Unless a function says otherwise, tensors are
+contiguous.
 
-A launch returns without waiting, so keep tensors alive until the stream has passed the launch. PyTorch does so if the
-tensors belong to the current stream.
+Launches are asynchronous, so keep tensors alive until the stream has finished with the launch. PyTorch ensures this if
+the tensors belong to the current stream.
 
-Errors: ``TypeError`` for an argument of another type, ``ValueError`` for a shape, a device or a value, ``RuntimeError``
-if the driver fails. After an error nothing was launched. Faults that only the device can see, such as an index out of
-range, are bits in the operand ``error``.
+Errors: ``TypeError`` for a wrong type of an argument, ``ValueError`` for a wrong shape, device or value,
+``RuntimeError`` if the driver fails. After an error nothing was launched. Faults that only the device can detect, such
+as an index out of range, are bits in the operand ``error``.
 
-``flexdraft.torch`` has the launches as custom operators of PyTorch.
+``flexdraft.torch`` defines the launches as PyTorch custom operators.
 """
 
 from .logits import (

@@ -26,7 +26,7 @@ OptionalTensor = Optional[Tensor]
 def _functions() -> Any:
     path = Path(__file__).with_name("libflexdraft_ffi.so")
     if not path.exists():
-        raise ImportError(f"{path} is missing, expected it beside the package: install a wheel of flexdraft")
+        raise ImportError(f"{path} is missing, expected it next to the package: install a wheel of flexdraft")
     return tvm_ffi.load_module(str(path))
 
 

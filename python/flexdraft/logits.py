@@ -41,22 +41,22 @@ def sample(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, *
         logit_index: the row of ``logits`` of each row, i32 ``[rows]``; -1 makes a row padding. Without it, row r has
             logits row r.
         starts: positions from which relative draws count, i32 ``[sequences]``.
-        draft: the token of each row whose probability is wanted, i32 ``[rows]``; -1 for none.
+        draft: a token per row whose probability is computed, i32 ``[rows]``; -1 for none.
         hidden: the calibrator's hidden layer, bf16 ``[rows, rank]``, with a rank that is a multiple of 8.
         weight: the calibrator's weight W2, bf16 ``[vocab, rank]``.
         bias: the calibrator's bias b2, f32 ``[vocab]``.
         update: whether the calibrated logits replace the logits, which the rules rejection and block need, and rows with
             top-k, top-p or min-p.
         error: the device error word, u32 or i32 ``[1]``: fault 2 for a draft token outside the vocabulary, 4 for a NaN,
-            16 for an index out of range, 32 for calibrated logits that were needed again and not stored.
+            16 for an index out of range, 32 for calibrated logits that were needed a second time but not stored.
         row_edits: the edits of each row, u8 ``[rows, 24]``; not with a calibrator. ``edit_rows`` makes the four tables.
         edit_offsets: the places of edits, i32; present if ``row_edits`` is, as the tables below.
         edits: the edits, u8 ``[any, 16]``.
         masks: the masks of allowed ids, u32 or i32.
 
     Raises:
-        TypeError: an operand has another element type, or is missing.
-        ValueError: an operand has another shape, alignment or device, or the workspace is too small.
+        TypeError: an operand has the wrong element type, or is missing.
+        ValueError: an operand has the wrong shape, alignment or device, or the workspace is too small.
     """
     _sample("sample", logits, sampling, stats, workspace, vocab, logit_index, starts, draft, hidden, weight, bias,
             update, error, row_edits, edit_offsets, edits, masks)
@@ -68,7 +68,7 @@ def sample_partials(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: 
                     update: bool = False, error: OptionalTensor = None, row_edits: OptionalTensor = None,
                     edit_offsets: OptionalTensor = None, edits: OptionalTensor = None,
                     masks: OptionalTensor = None) -> None:
-    """Runs the first half of ``sample`` alone: it calibrates or edits the logits and leaves partial results in
+    """Runs only the first half of ``sample``: it calibrates or edits the logits and leaves partial results in
     ``workspace``, which ``chain_choose`` reads. ``stats`` does not change.
 
     Takes the arguments of ``sample``, and raises its errors."""
@@ -102,7 +102,7 @@ def accept(sequences: Tensor, tokens: Tensor, target: Tensor, target_stats: Tens
         sequences: the verifications, u8 ``[batch, 48]``, from ``verify``.
         tokens: draft tokens of all sequences, i32.
         target: logits of the target, ``[target_rows, stride]``.
-        target_stats: what ``sample`` wrote for them, u8 ``[target_rows, 48]``.
+        target_stats: the output of ``sample`` for these logits, u8 ``[target_rows, 48]``.
         verdicts: written, u8 ``[batch, 32]``; ``verdict`` reads a field.
         committed: written, accepted tokens, bonus token, then -1, i32 ``[batch, 64]``.
         arrived: counters, u32 or i32 ``[batch]``, zeros before the first launch; every launch leaves zeros.
@@ -118,8 +118,8 @@ def accept(sequences: Tensor, tokens: Tensor, target: Tensor, target_stats: Tens
         error: the device error word, u32 or i32 ``[1]``; fault 16 for a sequence whose rows or tokens do not exist.
 
     Raises:
-        TypeError: an operand has another element type, or is missing.
-        ValueError: an operand has another shape, alignment or device, or the workspace is too small.
+        TypeError: an operand has the wrong element type, or is missing.
+        ValueError: an operand has the wrong shape, alignment or device, or the workspace is too small.
     """
     run("accept", vocab, read(sequences), read(tokens), read(target), read(target_stats), read(target_partials),
         read(draft), read(draft_stats), read(chosen_ids), read(chosen_logits), write(workspace), write(arrived),
@@ -155,8 +155,8 @@ def chain_choose(logits: Tensor, partials: Tensor, ids: Tensor, chosen: Tensor, 
         error: the device error word, u32 or i32 ``[1]``; fault 16 for an index outside the logits.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("chain_choose", read(logits), vocab, read(logit_index), read(partials), calibrated, write(ids), write(chosen),
         write(error))
@@ -168,19 +168,19 @@ def chain_score(before: Tensor, after: Tensor, owners: Tensor, scores: Tensor, *
     in a fixed order.
 
     Args:
-        before: factors of the tokens before: of the bonus token of each draft, then of the chosen ids of each row; f32
+        before: factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row; f32
             ``[drafts + rows K, before_stride]``, aligned to 16 bytes, with a stride that is a multiple of 8.
         after: factors of the chosen ids as scored tokens, f32 or bf16 ``[rows K, after_stride]``.
         owners: the draft of each row, i32 ``[rows]``; the rows of a draft follow each other.
         scores: written, entry ``[a][b]`` of a row is the score of its id b after id a of the row before; f32 ``[rows,
-            K, K]``. The first row of a draft gets the entries ``[0][b]`` alone: the scores after the bonus token.
+            K, K]``. The first row of a draft gets only the entries ``[0][b]``, the scores after the bonus token.
         rank: number of elements per factor.
         drafts: number of drafts.
         error: the device error word, u32 or i32 ``[1]``; fault 16 for a row whose draft does not exist.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("chain_score", read(before), read(after), read(owners), write(scores), rank, drafts, write(error))
 
@@ -188,14 +188,14 @@ def chain_score(before: Tensor, after: Tensor, owners: Tensor, scores: Tensor, *
 def chain_walk(drafts: Tensor, sampling: Tensor, ids: Tensor, scores: Tensor, chosen: Tensor, stats: Tensor, *,
                logit_index: OptionalTensor = None, starts: OptionalTensor = None,
                error: OptionalTensor = None) -> None:
-    """Draws the tokens of each draft row after row, among the chosen ids of the row: the logit of an id, plus its score
-    after the token that was drawn before.
+    """Draws the tokens of each draft row by row, among the chosen ids of the row: the logit of an id, plus its score
+    after the previously drawn token.
 
     Args:
         drafts: the drafts with their rows, u8 ``[drafts, 32]``, from ``draft``.
         sampling: how each row is drawn from, u8 ``[rows, 40]``; top-k counts among the chosen ids.
         ids: the chosen ids, i32 ``[rows, K]``.
-        scores: what ``chain_score`` wrote, f32 ``[rows, K, K]``.
+        scores: the output of ``chain_score``, f32 ``[rows, K, K]``.
         chosen: logits of the chosen ids, which the chained logits replace, f32 ``[rows, K]``.
         stats: written, u8 ``[rows, 48]``, of logits that are -inf outside the chosen ids.
         logit_index: the operand of ``chain_choose``, i32 ``[rows]``.
@@ -204,8 +204,8 @@ def chain_walk(drafts: Tensor, sampling: Tensor, ids: Tensor, scores: Tensor, ch
             sequence without a start.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("chain_walk", read(drafts), read(logit_index), read(sampling), read(starts), read(ids), read(scores),
         write(chosen), write(stats), write(error))
@@ -218,7 +218,7 @@ def select_drafts(drafts: Tensor, verdicts: Tensor, bonus: Tensor, starts: Tenso
 
     Args:
         drafts: the sequences that draft, u8 ``[drafts, 32]``, from ``draft``. Together they have every draft row once.
-        verdicts: what ``accept`` wrote, u8 ``[batch, 32]``.
+        verdicts: the output of ``accept``, u8 ``[batch, 32]``.
         bonus: written, the bonus token of each sequence that drafts, i32 ``[drafts]``.
         starts: written, n + a + 1, the position of candidate 0 in the next step, i32 ``[drafts]``.
         sources: written, the source of each draft row, i32 ``[rows]``; -1 if the accepted length has no mask group.
@@ -226,8 +226,8 @@ def select_drafts(drafts: Tensor, verdicts: Tensor, bonus: Tensor, starts: Tenso
         error: the device error word, u32 or i32 ``[1]``; fault 16 for a draft whose rows or verdict do not exist.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape or device.
     """
     run("select_drafts", read(drafts), read(verdicts), write(bonus), write(starts), write(sources), write(draft_rows),
         write(error))

@@ -4,7 +4,7 @@ A pass has candidate rows, which are verified, and mask rows, which draft. Candi
 ``start + i``. Slot j of the mask group of accepted length k is at position ``start + k + 1 + j``. The rows of a pass are
 the candidates of every sequence in order, then the mask rows of every sequence, groups in ascending order.
 
-Heads, caches and outputs are bf16 or f16, all of a call of one type.
+Heads, caches and outputs are bf16 or f16; all tensors of a call have the same type.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PassTables:
         max_pages: the largest number of pages of one sequence.
 
     Raises:
-        ValueError: the device is of another kind, or the tables would have more than 2^31 entries.
+        ValueError: the device is neither a CPU nor a CUDA device, or the tables would have more than 2^31 entries.
         RuntimeError: the device does not exist, or the library has no code for GPUs.
     """
 
@@ -88,7 +88,7 @@ class PassTables:
             page_size: tokens per page: 1 to 15, or a multiple of 16. With 1, page ids are slots of tokens.
 
         Raises:
-            ValueError: a sequence is not possible; the text names the sequence, what was found and the limit.
+            ValueError: a sequence is invalid; the message names the sequence, the value and the limit.
         """
         ids, table = [], []
         for sequence in sequences:
@@ -133,8 +133,8 @@ def rope_table(tables: PassTables, inv_freq: Tensor, cos_sin: Tensor, *, scale: 
         scale: the factor of cosine and sine, which is 1 for most models.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("rope_table", tables._object, read(inv_freq), write(cos_sin), scale)
 
@@ -149,25 +149,25 @@ def norm_rope_append(tables: PassTables, qkv: OptionalTensor, cos_sin: Tensor, k
     Args:
         tables: the tables of the pass.
         qkv: q, k and v heads of every row, ``[rows, (q_heads + 2 kv_heads) head_dim]``, aligned to 16 bytes; q,
-            and the k of mask rows, change in place. None if ``q``, ``k`` and ``v`` are there.
-        cos_sin: what ``rope_table`` wrote, f32 ``[rows, head_dim / 2, 2]``.
+            and the k of mask rows, change in place. None if ``q``, ``k`` and ``v`` are present.
+        cos_sin: the output of ``rope_table``, f32 ``[rows, head_dim / 2, 2]``.
         k_cache: written, the keys of the layer, ``[pages, page_size, kv_heads, head_dim]`` with any strides that
             are multiples of 8 and adjacent elements within a head.
         v_cache: written, the values of the layer, as ``k_cache``.
         q_heads: number of query heads.
-        masks: whether the mask rows are processed, with the drafter's norms, or the candidate rows.
+        masks: True to process the mask rows, with the drafter's norms, and False to process the candidate rows.
         q_norm: RMSNorm weight of a q head, f32 ``[head_dim]``; with it, ``k_norm`` is present too.
         k_norm: RMSNorm weight of a k head, f32 ``[head_dim]``.
-        eps: what the norms add to the mean of squares.
-        q: q heads of the rows of this kind alone, ``[rows, q_heads head_dim]``, in place of ``qkv``: row 0 is the
+        eps: epsilon, which the norms add to the mean of squares.
+        q: q heads of only the rows of this kind, ``[rows, q_heads head_dim]``, in place of ``qkv``: row 0 is the
             first candidate row or the first mask row. Rows may be parts of longer rows.
         k: k heads, ``[rows, kv_heads head_dim]``, with ``q``.
         v: v heads, ``[rows, kv_heads head_dim]``, with ``q``.
         error: the device error word, u32 or i32 ``[1]``; fault 1 for a page id out of range.
 
     Raises:
-        TypeError: an operand has another element type, or one norm is absent.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type, or one norm is absent.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("norm_rope_append", tables._object, write(qkv), read(cos_sin), read(q_norm), read(k_norm), write(k_cache),
         write(v_cache), q_heads, eps, masks, write(error), write(q), write(k), read(v))
@@ -181,13 +181,14 @@ def joint_attention(tables: PassTables, qkv: OptionalTensor, k_cache: Tensor, v_
     """Computes ``softmax(q K^T / sqrt(head_dim)) V`` over the keys that each row of the pass sees, for one layer.
 
     Candidate i sees the cached positions 0 to n + i. A slot of group k sees the cached positions 0 to n + k, and all
-    slots of its group. Products are bf16 or f16 with f32 sums. A row's bits do not depend on the other rows of the batch.
+    slots of its group. Products have bf16 or f16 operands and f32 sums. A row's bits do not depend on the other rows of
+    the batch.
 
     Args:
         tables: the tables of the pass.
         qkv: q, k and v heads of every row after ``norm_rope_append``, ``[rows, (q_heads + 2 kv_heads)
-            head_dim]``, aligned to 16 bytes. The k and v of mask rows are read here, the k and v of candidates in the
-            cache. None if ``q`` or ``mask_q`` is there.
+            head_dim]``, aligned to 16 bytes. The kernel reads the k and v of mask rows here, and the k and v of
+            candidates in the cache. None if ``q`` or ``mask_q`` is present.
         k_cache: the keys of the layer, as in ``norm_rope_append``.
         v_cache: the values of the layer.
         out: written, ``[rows, q_heads head_dim]``, aligned to 16 bytes; zeros for rows after the pass.
@@ -209,8 +210,8 @@ def joint_attention(tables: PassTables, qkv: OptionalTensor, k_cache: Tensor, v_
             longer than the workspace allows.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device, or the kernels do not support the heads.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device, or the kernels do not support the heads.
     """
     run("joint_attention", tables._object, read(qkv), read(k_cache), read(v_cache), write(out), write(lse),
         write(workspace), q_heads, split, masks, write(error), read(q), read(mask_q), read(mask_k), read(mask_v),
@@ -225,11 +226,11 @@ def follow_verdicts(tables: PassTables, sequences: Tensor, verdicts: Tensor, *, 
         tables: changed until the next upload: a pass with one mask group per sequence and no candidates, each group
             laid out for the largest possible accepted length.
         sequences: index of each sequence's verdict, i32 ``[batch of the pass]``.
-        verdicts: what ``accept`` wrote, u8 ``[batch, 32]``.
+        verdicts: the output of ``accept``, u8 ``[batch, 32]``.
         error: the device error word, u32 or i32 ``[1]``; fault 16 for a sequence without a verdict.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape or device.
     """
     run("follow_verdicts", tables._object, read(sequences), read(verdicts), write(error))

@@ -1,6 +1,6 @@
 """Operations on rows of the residual stream.
 
-Rows are bf16 or f16, all rows of a call of one type; they are aligned to 16 bytes and have a multiple of 8 columns.
+Rows are bf16 or f16; all rows of a call have the same type, are aligned to 16 bytes and have a multiple of 8 columns.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def embed(ids: Tensor, table: Tensor, out: Tensor, *, error: OptionalTensor = No
         error: the device error word, u32 or i32 ``[1]``, to which faults are added as bits.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("embed", read(ids), read(table), write(out), write(error))
 
@@ -34,8 +34,8 @@ def gather(indices: Tensor, x: Tensor, out: Tensor, *, error: OptionalTensor = N
         error: the device error word, u32 or i32 ``[1]``.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("gather", read(indices), read(x), write(out), write(error))
 
@@ -47,12 +47,12 @@ def rms_norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, *, delta: Optio
         x: the residual stream, ``[rows, cols]``; with ``delta`` it becomes ``x + delta``, rounded to its type, first.
         weight: the norm's weight, f32 ``[cols]``.
         out: written, ``[rows, cols]``.
-        eps: what is added to the mean of squares.
-        delta: what is added to ``x`` before the norm, ``[rows, cols]``.
+        eps: epsilon, which is added to the mean of squares.
+        delta: the values to add to ``x`` before the norm, ``[rows, cols]``.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     changed = read(x) if delta is None else write(x)
     run("rms_norm", changed, read(delta), read(weight), write(out), eps)
@@ -63,11 +63,11 @@ def add(x: Tensor, delta: Tensor) -> None:
 
     Args:
         x: written, ``[rows, cols]``.
-        delta: what is added, ``[rows, cols]``.
+        delta: the values to add, ``[rows, cols]``.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("add", write(x), read(delta))
 
@@ -80,8 +80,8 @@ def silu_mul(x: Tensor, out: Tensor) -> None:
         out: written, ``[rows, cols]``.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("silu_mul", read(x), write(out))
 
@@ -97,7 +97,7 @@ def silu_add(x: Tensor, bonus: Tensor, owner: Tensor, *, error: OptionalTensor =
         error: the device error word, u32 or i32 ``[1]``.
 
     Raises:
-        TypeError: an operand has another element type.
-        ValueError: an operand has another shape, alignment or device.
+        TypeError: an operand has the wrong element type.
+        ValueError: an operand has the wrong shape, alignment or device.
     """
     run("silu_add", write(x), read(bonus), read(owner), write(error))

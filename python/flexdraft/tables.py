@@ -26,7 +26,7 @@ MAX_COMMITTED = 64
 
 
 class Purpose(IntEnum):
-    """What a random number is for."""
+    """The purpose of a random number."""
 
     NONE = 0
     """No random numbers: the token is the id of the largest logit."""
@@ -49,10 +49,10 @@ class Rule(IntEnum):
 
 
 class DraftKind(IntEnum):
-    """What is known of a draft's distribution."""
+    """The known distribution of a draft."""
 
     CERTAIN = 0
-    """Nothing; each draft token is certain, as with the rule match or a lookup."""
+    """None: each draft token is certain, as with the rule match or a lookup."""
     LOGITS = 1
     """Rows of logits."""
     CHAINED = 2
@@ -73,7 +73,7 @@ class DraftRows(IntEnum):
 def row_sampling(out: Tensor, row: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
                  min_p: float = 0.0, purpose: int = Purpose.NONE, seed: int = 0, slot: int = 0, position: int = 0,
                  sequence: Optional[int] = None) -> None:
-    """Writes how one row of logits is warped and drawn from.
+    """Writes the sampling parameters of one row of logits.
 
     Args:
         out: u8 ``[rows, 40]`` on the host.
@@ -82,15 +82,15 @@ def row_sampling(out: Tensor, row: int, *, temperature: float = 1.0, top_k: int 
         top_k: number of largest logits to keep; 0 keeps all.
         top_p: probability mass to keep, above 0 and at most 1; 1 keeps all.
         min_p: smallest probability to keep, relative to the largest, from 0 and below 1.
-        purpose: what the random number is for, see ``Purpose``.
+        purpose: the purpose of the random number, see ``Purpose``.
         seed: seed of the request's random numbers, of 64 bits.
         slot: slot that keys the random numbers, below 65536.
         position: position that keys the random numbers, or what is added to the start of ``sequence``.
         sequence: index in the operand ``starts`` of ``sample`` from which ``position`` counts; None: it is absolute.
 
     Raises:
-        TypeError: ``out`` has another element type.
-        ValueError: a parameter is out of its range, or ``out`` has another shape or is not on the host.
+        TypeError: ``out`` has the wrong element type.
+        ValueError: a parameter is out of its range, or ``out`` has the wrong shape or is not on the host.
     """
     run("row_sampling", write(out), row, temperature, top_k, top_p, min_p, int(purpose), signed(seed), slot, position,
         -1 if sequence is None else sequence)
@@ -117,8 +117,8 @@ def verify(out: Tensor, row: int, *, rule: int, draft: int, position: int, draft
         groups: the accepted lengths for which the pass has a mask group.
 
     Raises:
-        TypeError: ``out`` has another element type.
-        ValueError: a parameter is out of its range, or ``out`` has another shape or is not on the host.
+        TypeError: ``out`` has the wrong element type.
+        ValueError: a parameter is out of its range, or ``out`` has the wrong shape or is not on the host.
     """
     run("verify", write(out), row, int(rule), int(draft), signed(seed), position, drafts, first_target, first_draft,
         first_draft_stats, first_token, groups_as_bits(groups))
@@ -139,8 +139,8 @@ def draft(out: Tensor, row: int, *, sequence: int, first_slot: int, slots: int, 
         rows: see ``DraftRows``.
 
     Raises:
-        TypeError: ``out`` has another element type.
-        ValueError: a parameter is out of its range, or ``out`` has another shape or is not on the host.
+        TypeError: ``out`` has the wrong element type.
+        ValueError: a parameter is out of its range, or ``out`` has the wrong shape or is not on the host.
     """
     run("draft", write(out), row, sequence, groups_as_bits(groups), first_slot, slots, first_draft, int(rows))
 
@@ -151,7 +151,7 @@ def edit_rows(row_edits: Tensor, edit_offsets: Tensor, edits: Tensor, masks: Ten
               repetition_penalty: float = 1.0, frequency_penalty: float = 0.0, presence_penalty: float = 0.0,
               logit_bias: Optional[Mapping[int, float]] = None, bad_words: Sequence[Sequence[int]] = (),
               allowed: OptionalTensor = None, allowed_by_row: OptionalTensor = None) -> None:
-    """Adds to tables what the logit processors of one sequence change in its rows of logits. ``sample`` takes the tables.
+    """Adds the changes that one sequence's logit processors make to its rows of logits to tables for ``sample``.
 
     Call it once per sequence of a step, also for a sequence without edits, then copy the tables to the device. The
     processors act in this order: penalties, bias, forbidden ids, masks. Row i of the target follows draft token i, and its
@@ -185,9 +185,9 @@ def edit_rows(row_edits: Tensor, edit_offsets: Tensor, edits: Tensor, masks: Ten
         allowed_by_row: the allowed ids of each row, u32 or i32 ``[rows, ceil(vocab / 32)]``.
 
     Raises:
-        TypeError: a tensor has another element type.
-        ValueError: a parameter is out of its range, a table has no room for the entries, or a tensor has another shape or
-            is not on the host. The tables hold what they held before.
+        TypeError: a tensor has the wrong element type.
+        ValueError: a parameter is out of its range, a table has no room for the entries, or a tensor has the wrong
+            shape or is not on the host. The tables are then unchanged.
     """
     bias = dict(logit_bias or {})
     words = [list(word) for word in bad_words]
@@ -214,7 +214,7 @@ def supports(*, q_heads: int, kv_heads: int, head_dim: int, vocab: int, hidden: 
             another chain, and without a chain.
 
     Raises:
-        ValueError: a quantity is beyond its limit; the text names the first one, and the limit.
+        ValueError: a quantity is beyond its limit; the message names the first such quantity and its limit.
     """
     return bool(run("supports", q_heads, kv_heads, head_dim, vocab, hidden, intermediate, rank, hidden_chain_rank))
 

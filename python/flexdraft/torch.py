@@ -1,8 +1,8 @@
-"""The launches as custom operators of PyTorch, for ``torch.compile``: ``torch.ops.flexdraft.*``.
+"""The launches as PyTorch custom operators, for ``torch.compile``: ``torch.ops.flexdraft.*``.
 
-The functions have the arguments of the functions of the same names in ``flexdraft``. The operators declare which tensors
-they write, have no gradients, and run on the device of their tensors. Write tables, ask for lengths of workspaces, and
-upload passes outside of compiled code.
+The functions take the same arguments as the functions of the same names in ``flexdraft``. The operators declare which
+tensors they write, have no gradients, and run on the device of their tensors. Write tables, query workspace lengths,
+and upload passes outside compiled code.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["PassTables", "SequenceRows"]
 class PassTables(passes.PassTables):
     """The tables of a pass, as ``flexdraft.PassTables``, for operators.
 
-    Operators get the tables by a number. The tensor ``state`` stands for their contents on the device: an operator that
-    changes the tables declares that it writes the tensor, so a compiler keeps the order of the operators.
+    Operators identify the tables by a number. The tensor ``state`` represents their contents on the device: an operator
+    that changes the tables declares that it writes the tensor, so a compiler keeps the order of the operators.
     """
 
     _numbers = itertools.count()
@@ -112,7 +112,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _define(function: Any, schema: str) -> Any:
-    """Defines the operator of a function. PyTorch wants tensors among the positional arguments."""
+    """Defines the operator of a function. PyTorch requires tensors among the positional arguments."""
     arguments = _arguments(schema)
     names = [name for name, _ in arguments]
 
@@ -134,7 +134,7 @@ for _function, _schema in _SCHEMAS.items():
     __all__.append(_function.__name__)
 
 
-# The functions on passes take the tables, which their operators take as a number and a tensor.
+# The functions on passes take the tables; their operators take a number and a tensor instead.
 
 
 def rope_table(tables: PassTables, inv_freq: Tensor, cos_sin: Tensor, *, scale: float = 1.0) -> None:

@@ -1,9 +1,9 @@
-//! Chained Calibration: the tokens of a draft are drawn slot after slot, each from logits that the token before it
-//! corrects.
+//! Chained Calibration: the tokens of a draft are drawn slot by slot, each from logits that are corrected for the token
+//! of the previous slot.
 //!
-//! The calibrator of FlexDraft tells every slot the bonus token, and the slots are drawn independently: slot 5 does
-//! not know which token slot 4 drew. This optional extension of the method (not part of arXiv 2605.20022) looks again
-//! at the K likeliest ids of each slot. For slots j = 1..S−1 in order, with t_0 the bonus token b' and t_j = d_j:
+//! The calibrator of FlexDraft tells every slot the bonus token, and the slots are drawn independently: slot 5 does not
+//! know which token slot 4 drew. This optional extension of the method (not part of arXiv 2605.20022) looks again at
+//! the K most likely ids of each slot. For slots j = 1..S−1 in order, with t_0 the bonus token b' and t_j = d_j:
 //!
 //! 1. ℓ_j are the calibrated logits of slot j ([`crate::calibration`]). C_j are the K ids of the largest ℓ_j, ties to
 //!    the lowest id: chosen before warping, and without d_{j−1}.
@@ -28,7 +28,7 @@ pub struct Chain<F> {
     pub top_k: usize,
 }
 
-/// The score of token x in a slot after token t in the slot before; both kinds of score use the target's own
+/// The score of token x in a slot after token t in the previous slot; both kinds of score use the target's own
 /// embeddings of the tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChainScores<F> {

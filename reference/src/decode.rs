@@ -47,7 +47,7 @@ pub struct Request {
     pub block_size: usize,
     /// Confidence threshold t of the verify length; 0 is off.
     pub threshold: f64,
-    /// How confidences are compared with the threshold.
+    /// The way in which confidences are compared with the threshold.
     pub strategy: Strategy,
 }
 

@@ -17,7 +17,7 @@
 //! | slot j sees | positions 0..=p, slots 0..S | positions 0..=p, slots 0..S |
 //! | logits of draft token d_j, j = 1..S | lm_head(h_j), calibrated with b | lm_head(h_{j−1}) |
 //! | slot without a use for its output | slot 0 | slot S − 1 |
-//! | made | in the pass that verifies, or after it | after the verification, which gives b |
+//! | made | in the verification pass, or after it | after the verification, which gives b |
 //!
 //! Both give d_j for position p + 1 + j: a FlexDraft slot predicts the token at its own position, and an Orthrus slot
 //! predicts the next one, as a language model does.
@@ -251,7 +251,7 @@ pub fn draft_hidden<F: Float>(
     rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
 }
 
-/// What a drafter computes for one draft token before any of them is drawn.
+/// The results that a drafter computes for one draft token before any draft token is drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DraftRow<F> {
     /// The final-normed hidden row of the slot that predicts the token, `[hidden]`.

@@ -67,8 +67,8 @@ pub fn point_mass<F: Float>(token: u32, vocab: usize) -> Distribution<F> {
     }
 }
 
-/// Prompt lookup (Saxena, "Prompt Lookup Decoding", 2023): proposes what followed the last tokens where they occurred
-/// before.
+/// Prompt lookup (Saxena, "Prompt Lookup Decoding", 2023): proposes the tokens that followed an earlier occurrence of
+/// the last tokens.
 ///
 /// For n = `longest` down to `shortest`: if the last n of `tokens` occur earlier, the proposal is the `count` tokens
 /// after the last such occurrence. A proposal that reaches the end of `tokens` goes on with its own first tokens, so

@@ -6,7 +6,7 @@
 
 use crate::float::Float;
 
-/// How the confidences of a draft are compared with the threshold t.
+/// The way in which the confidences of a draft are compared with the threshold t.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Strategy {
     /// Verifies the j tokens for which the product of confidences Π_{i ≤ j} conf_i is at least t.

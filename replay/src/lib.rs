@@ -1,8 +1,8 @@
-//! Replays of recorded drafts: drafting policies on simulated machines, beside the fixed modes and an oracle.
+//! Replays of recorded drafts: compares drafting policies with the fixed modes and an oracle, on simulated machines.
 //!
-//! A [`recording`] has the draft at every position of greedy transcripts, so a [simulated](simulate) step knows what any
-//! verify length accepts and what the next draft would be. A [`machine`] gives the step's duration; noise, outliers and a
-//! drift come on top. A [`load`] says how many sequences of each kind there are.
+//! A [`recording`] has the draft at every position of greedy transcripts, so a [simulated](simulate) step knows what
+//! any verify length accepts and what the next draft would be. A [`machine`] gives the step's duration, to which the
+//! simulation adds noise, outliers and a drift. A [`load`] states the number of sequences of each kind.
 
 pub mod load;
 pub mod machine;

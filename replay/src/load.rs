@@ -1,4 +1,4 @@
-//! Loads: how many sequences of each kind a replay runs, and what else every step does.
+//! Loads: the number of sequences of each kind that a replay runs, and the other work of every step.
 
 /// The kind of a sequence, which limits what a policy may choose for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub struct Load {
     pub prompts_from: usize,
     /// Whether sequences end, and new requests arrive with prompts after a while.
     pub arrivals: bool,
-    /// How many sequences must draft.
+    /// Number of sequences that must draft.
     pub must_draft: usize,
-    /// How many sequences may not draft.
+    /// Number of sequences that may not draft.
     pub may_not_draft: usize,
     /// Number of cached positions when a sequence begins.
     pub context: usize,

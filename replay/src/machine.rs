@@ -80,9 +80,9 @@ pub struct Rows {
     pub candidates: usize,
     /// Rows whose logits are computed among the candidates.
     pub logits: usize,
-    /// Mask groups in the pass that verifies.
+    /// Mask groups in the verification pass.
     pub groups: usize,
-    /// Whether the next block is drafted in a pass of its own.
+    /// Whether the next block is drafted in a separate pass.
     pub apart: bool,
     /// Slots per group.
     pub slots: usize,

@@ -1,4 +1,4 @@
-//! The oracle: it knows the machine and every match length, so no policy can do better than about as well.
+//! The oracle: it knows the machine and every match length, so its result is about an upper bound for every policy.
 
 use flexdraft::decode::{BatchView, Choice};
 use flexdraft::layout::GroupSet;
@@ -9,9 +9,9 @@ use crate::seat::Seat;
 
 /// Chooses with knowledge of the machine and of all match lengths, at a price of `rate` tokens per second.
 ///
-/// It verifies the drafts that match and no others, and builds only the mask group that comes true. For each number of
-/// drafts it drafts where the next match is longest, in the pass that verifies or apart, and takes the number whose tokens
-/// are worth most after the price of the step's time.
+/// It verifies only the draft tokens that match, and builds only the mask group that will be used. For each number of
+/// drafts it drafts where the next match is longest, in the verification pass or in a separate pass, and chooses the
+/// number with the most tokens minus the price of the step's time.
 #[derive(Clone, Copy, Debug)]
 pub struct Oracle<'a> {
     /// Tokens per second: the price of time.

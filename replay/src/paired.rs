@@ -1,4 +1,4 @@
-//! Paired runs on the real CPU device: a policy beside the mode `ar`, on the same requests, one run after the other.
+//! Paired runs on the real CPU device: a policy and the mode `ar`, on the same requests, one run after the other.
 //!
 //! A machine that other programs use too changes its speed from minute to minute. The two runs of a pair follow each other
 //! closely, in an order that alternates, and the result is the median of the pairs' ratios.
@@ -44,7 +44,7 @@ pub struct PairedResult {
     pub median_error: f64,
 }
 
-/// Runs `auto` beside `ar` and hands each result to `report`.
+/// Runs pairs of `auto` and `ar` and passes each result to `report`.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The probe: what a policy may measure of a simulated machine before the replay begins.
+//! The probe: the measurements of a simulated machine that a policy may make before the replay begins.
 
 use flexdraft::decode::{CostModel, StepShape};
 
@@ -16,8 +16,8 @@ const CACHED: usize = 64;
 /// Largest difference of a probed duration from the machine's.
 const NOISE: f64 = 0.1;
 
-/// Returns a cost model that was fitted to a short probe of `machine`: steps without drafts, with drafts apart after half
-/// of a block and after a whole block, and with all mask groups.
+/// Returns a cost model that was fitted to a short probe of `machine`: steps without drafts, with a separate drafting
+/// pass after half of a block and after a whole block, and with all mask groups.
 pub fn probed(machine: &Machine, slots: usize) -> CostModel {
     let (mut model, mut noise, mut spent) = (CostModel::default(), Random(99), 0.0);
     for batch in BATCHES {

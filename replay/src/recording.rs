@@ -34,7 +34,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// Says which line was not understood.
+    /// An error names the line that is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut lines = text.lines().enumerate();
         let (_, first) = lines.next().ok_or("an empty recording: expected the pair and the block size")?;
@@ -77,7 +77,7 @@ impl Recording {
         text
     }
 
-    /// Returns the acceptance length τ of a walk that verifies every draft whole.
+    /// Returns the acceptance length τ of a walk that verifies all tokens of every draft.
     pub fn acceptance_length(&self) -> f64 {
         let (mut steps, mut tokens) = (0, 0);
         for transcript in &self.transcripts {
@@ -91,9 +91,9 @@ impl Recording {
         tokens as f64 / f64::from(steps.max(1))
     }
 
-    /// Returns a recording in which drafts match longer or shorter: each draft token after the first matches, given
-    /// that the tokens before it did, with a probability that is moved to reach about the acceptance length `tau`. The
-    /// confidences move with the probability. Serves replays of drafters that are not at hand.
+    /// Returns a recording with longer or shorter matches: each draft token after the first matches, given that the
+    /// tokens before it did, with a probability that is shifted to reach approximately the acceptance length `tau`. The
+    /// confidences are shifted with the probability. Such a recording stands for a drafter that is not available.
     #[must_use]
     pub fn with_acceptance_length(&self, tau: f64, seed: u64) -> Self {
         let made = |shift: f64| {

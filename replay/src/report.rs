@@ -1,4 +1,4 @@
-//! The report of a replay: a policy beside the fixed modes and the oracle.
+//! The report of a replay: compares a policy with the fixed modes and the oracle.
 
 use std::marker::PhantomData;
 

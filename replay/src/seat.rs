@@ -3,7 +3,7 @@
 use crate::load::Kind;
 use crate::recording::{Draft, Random, Recording};
 
-/// The most cached positions with which a transcript of a sequence without end begins.
+/// The maximum number of cached positions with which a transcript of an endless sequence begins.
 const LONGEST: usize = 4096;
 
 /// A sequence of the replay.
@@ -27,8 +27,8 @@ pub struct Seat<'a> {
 }
 
 impl<'a> Seat<'a> {
-    /// Begins a transcript that is drawn at random. A sequence without end gets a drawn number of cached positions too. It
-    /// gets the same number whatever drives the replay, so that a fast driver does not pay for more positions.
+    /// Begins a transcript that is drawn at random. A sequence without end gets a drawn number of cached positions too.
+    /// The number is the same for every policy, so that a fast policy does not pay for more positions.
     pub(crate) fn begin(&mut self, recording: &'a Recording, context: usize) {
         self.transcript = &recording.transcripts[self.random.below(recording.transcripts.len())];
         (self.at, self.drafted) = (0, false);

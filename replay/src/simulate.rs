@@ -25,7 +25,8 @@ const PROMPT: usize = 96;
 pub enum Driver<'a> {
     /// A policy, which sees what the engine shows it.
     Policy(&'a mut dyn Policy),
-    /// A policy beside which the engine drafts for the requests that must draft, even if the policy never drafts.
+    /// A policy together with which the engine drafts for the requests that must draft, even if the policy itself never
+    /// drafts.
     Obliged(&'a mut dyn Policy),
     /// An oracle, which knows the machine and all match lengths.
     Oracle(Oracle<'a>),
@@ -42,9 +43,9 @@ pub struct Outcome {
     pub verifications: usize,
     /// Sum of the verify lengths.
     pub verified: usize,
-    /// Number of mask groups in passes that verify.
+    /// Number of mask groups in verification passes.
     pub groups: usize,
-    /// Number of steps with a drafting pass of its own.
+    /// Number of steps with a separate drafting pass.
     pub apart: usize,
     /// Number of steps.
     pub steps: usize,

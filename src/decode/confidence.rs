@@ -10,7 +10,7 @@ pub enum ConfidenceStrategy {
     MinConfidence,
 }
 
-/// The confidence threshold of a request. With a threshold of 0, every draft is verified whole.
+/// The confidence threshold of a request. With a threshold of 0, all tokens of every draft are verified.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Confidence {
     /// The threshold t, in [0, 1].

@@ -43,8 +43,8 @@ impl<D: Device> Engine<D> {
     /// # Errors
     ///
     /// [`DecodeError`] if the policy drafts and the model has no drafter ([`EngineOptions::proposers`] allows that for
-    /// policies without mask groups), if the policy needs mask groups in the pass that
-    /// verifies and the drafter has none there, if an option is 0, or if the cache exceeds the device's memory.
+    /// policies without mask groups), if the policy needs mask groups in the verification pass and the drafter cannot
+    /// draft there, if an option is 0, or if the cache exceeds the device's memory.
     pub fn new(
         model: Model<D>,
         policy: impl Policy + 'static,
@@ -200,7 +200,7 @@ impl<D: Device> Engine<D> {
     /// [`DecodeError::Step`], which names the requests, if the device fails, or
     /// [`DecodeError::DraftsAfterVerification`] if the policy asks for mask groups that the drafter cannot make.
     /// Requests keep their state, and the step may be repeated. A fault of a single request (its logits, its hooks, its
-    /// memory) is no error of the step: the report of that request has [`Finish::Failed`].
+    /// memory) is not an error of the step: the report of that request has [`Finish::Failed`].
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
         self.scheduler.expire(Instant::now());
         let plans = self.scheduler.plan(&mut *self.policy);
@@ -264,7 +264,7 @@ impl<D: Device> Engine<D> {
 }
 
 /// Checks that the model has a drafter if `policy` drafts, unless `proposers` may draft alone, and that the drafter can
-/// draft in the pass that verifies if `policy` needs mask groups there.
+/// draft in the verification pass if `policy` needs mask groups there.
 fn check_policy<D: Device>(
     policy: &impl Policy,
     model: &Model<D>,
@@ -277,7 +277,7 @@ fn check_policy<D: Device>(
     if policy.needs_groups() { check_groups(policy.name(), model) } else { Ok(()) }
 }
 
-/// Checks that the model's drafter, if there is one, can draft the next block in the pass that verifies a block.
+/// Checks that the model's drafter, if there is one, can draft the next block in the verification pass.
 fn check_groups<D: Device>(mode: &'static str, model: &Model<D>) -> Result<(), DecodeError> {
     match model.drafter_kind() {
         Some(kind) if !kind.drafts_while_verifying() => {

@@ -49,14 +49,14 @@ pub enum DecodeError {
     #[error(transparent)]
     Processors(#[from] ProcessorError),
     /// The policy drafts, but the model has no drafter.
-    #[error("mode `{mode}` needs a drafter; without one only `ar` runs")]
+    #[error("mode `{mode}` needs a drafter; without a drafter, only `ar` runs")]
     NoDrafter {
         /// The policy's name.
         mode: &'static str,
     },
-    /// The policy asks for mask groups in the pass that verifies, but the drafter can draft only after that pass.
+    /// The policy asks for mask groups in the verification pass, but the drafter can draft only after that pass.
     #[error(
-        "mode `{mode}` drafts in the pass that verifies; a mask group of {drafter} begins with the bonus token, which is \
+        "mode `{mode}` drafts in the verification pass; a mask group of {drafter} begins with the bonus token, which is \
          known only after that pass, so `sequential`, `auto` and `ar` run"
     )]
     DraftsAfterVerification {
@@ -71,10 +71,10 @@ pub enum DecodeError {
         /// The option's name.
         option: &'static str,
     },
-    /// A probe was asked of an engine that has requests.
+    /// A probe was requested from an engine that has requests.
     #[error("a probe needs an engine without requests")]
     ProbeOfBusyEngine,
-    /// A request does not fit the KV cache, even if it is alone.
+    /// A request does not fit the KV cache, even without other requests.
     #[error(
         "the KV cache is too small: the request needs {needed} pages of {page_size} tokens, there are {pages}"
     )]
@@ -87,16 +87,16 @@ pub enum DecodeError {
         page_size: usize,
     },
     /// The target's logits for a token have a NaN, a +∞, or −∞ for every id, so that no token can be drawn from them.
-    /// Ends its own request only.
+    /// The error ends only the request in which it occurs.
     #[error("the target's logits for position {position} have {fault}")]
     Logits {
         /// The position of the token that was to be drawn.
         position: usize,
-        /// What is wrong with the logits.
+        /// The fault of the logits.
         fault: LogitsFault,
     },
-    /// A hook of a request returned an error, panicked, or left logits from which no token can be drawn. Ends its own
-    /// request only.
+    /// A hook of a request returned an error, panicked, or left logits from which no token can be drawn. The error ends
+    /// only the request in which it occurs.
     #[error("the {hook} failed at position {position}: {reason}")]
     Hook {
         /// The kind of hook.
@@ -115,7 +115,7 @@ pub enum DecodeError {
         /// The error of the device.
         source: DeviceError,
     },
-    /// The device failed outside a step, so that no request is concerned.
+    /// The device failed outside a step, so no request is affected.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

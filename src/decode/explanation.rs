@@ -1,15 +1,16 @@
-//! Explanations of choices, for people who tune a policy.
+//! Explanations of a policy's choices, for tuning the policy.
 
 use std::fmt;
 
 use crate::layout::GroupSet;
 
-/// Why a policy chose the last step: the steps that it compared, and what it expected of them.
+/// The explanation of a policy's choice for the last step: the alternatives that the policy compared, with their
+/// expected tokens and durations.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
-    /// The price of time, in tokens per second: what the same time is expected to bring otherwise.
+    /// The price of time, in tokens per second: the number of tokens that the same time is expected to yield otherwise.
     pub price: f64,
-    /// The steps that were compared.
+    /// The steps that the policy compared.
     pub alternatives: Vec<Alternative>,
     /// Index of the chosen step among the alternatives.
     pub chosen: usize,
@@ -22,7 +23,7 @@ pub struct Explanation {
 /// A step that a policy considered.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Alternative {
-    /// How the step drafts.
+    /// The way in which the step drafts.
     pub name: &'static str,
     /// The expected number of tokens, with the value of the drafts that the step makes.
     pub tokens: f64,
@@ -30,13 +31,13 @@ pub struct Alternative {
     pub seconds: f64,
     /// Number of candidate rows, prompts included.
     pub candidates: usize,
-    /// Number of mask rows in the pass that verifies.
+    /// Number of mask rows in the verification pass.
     pub mask_rows: usize,
     /// Number of mask rows in a drafting pass, expected before the accepted lengths are known.
     pub draft_rows: usize,
 }
 
-/// The choice for a request.
+/// The choice for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExplainedChoice {
     /// The request's number.
@@ -52,14 +53,15 @@ pub struct ExplainedChoice {
 /// Why a step was chosen among its alternatives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reason {
-    /// The step is worth most: its tokens, minus its duration at the price of time.
+    /// The step has the largest worth: its tokens, minus its duration at the price of time.
     #[default]
     Best,
-    /// A trial: the step could be better than the best, as far as durations are known.
+    /// A trial: within the error of the expected durations, the step could be better than the best step.
     UnknownDuration,
-    /// A trial: drafts were not made for long, so that their value is out of date.
+    /// A trial: no drafts were made for many steps, so the estimated value of drafts is out of date.
     OldDrafts,
-    /// The last compared steps were worth most without drafts, by far, and steps were not compared again.
+    /// In the last comparisons, decoding without drafts was better by far, so this step was not compared with
+    /// alternatives.
     Settled,
 }
 
@@ -69,13 +71,13 @@ impl fmt::Display for Reason {
             Self::Best => "best",
             Self::UnknownDuration => "trial of an uncertain duration",
             Self::OldDrafts => "trial of drafts after a long time without",
-            Self::Settled => "no drafts by far, not compared again",
+            Self::Settled => "drafts far from paying, not compared again",
         })
     }
 }
 
 impl Explanation {
-    /// Returns what the alternative is worth: its tokens minus the tokens that its duration would bring otherwise.
+    /// Returns the worth of the alternative: its tokens minus the tokens that its duration would yield otherwise.
     fn worth(&self, alternative: &Alternative) -> f64 {
         alternative.tokens - self.price * alternative.seconds
     }
@@ -93,7 +95,7 @@ impl fmt::Display for Explanation {
             writeln!(
                 f,
                 "{mark} {name:<18} {tokens:>8.2} tokens in {:>9.3} ms, worth {:>8.2}; rows: {candidates} candidates, \
-                 {mask_rows} mask, {draft_rows} apart",
+                 {mask_rows} mask, {draft_rows} in a drafting pass",
                 seconds * 1e3,
                 self.worth(alternative),
             )?;
@@ -117,7 +119,7 @@ impl fmt::Display for Explanation {
             let groups: Vec<String> = choice.groups.iter().map(|group| group.to_string()).collect();
             match (choice.draft, groups.as_slice()) {
                 (false, _) => write!(f, "no draft;")?,
-                (true, []) => write!(f, "draft apart;")?,
+                (true, []) => write!(f, "separate draft;")?,
                 (true, groups) => write!(f, "groups {};", groups.join(","))?,
             }
             rest = others;

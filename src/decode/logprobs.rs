@@ -2,7 +2,7 @@
 
 use crate::sampling::{SamplingParams, warp};
 
-/// The log-probability of a committed token, and the likeliest tokens at its place.
+/// The log-probability of a committed token, and the most likely tokens at its position.
 ///
 /// The numbers come from the target's raw logits at temperature 1: before the logits hook, the logit processors and
 /// warping.
@@ -10,12 +10,12 @@ use crate::sampling::{SamplingParams, warp};
 pub struct TokenLogprobs {
     /// The natural logarithm of the token's probability.
     pub logprob: f32,
-    /// The likeliest tokens with their log-probabilities, in descending order, ties to the lowest id.
+    /// The most likely tokens with their log-probabilities, in descending order; ties go to the lowest id.
     pub top: Vec<(u32, f32)>,
 }
 
 impl TokenLogprobs {
-    /// Returns the log-probabilities of `token` and of the `count` likeliest tokens for a row of raw logits.
+    /// Returns the log-probabilities of `token` and of the `count` most likely tokens for a row of raw logits.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
         // `warp` returns scores relative to the largest logit.
         let scores = warp(logits, &SamplingParams::at_temperature(1.0));

@@ -1,14 +1,14 @@
-//! Prompt lookup: proposes what followed the last tokens of the text where they occurred before.
+//! Prompt lookup: proposes the tokens that followed an earlier occurrence of the last tokens of the text.
 
 use super::hook::HookError;
 use super::proposal::{MAX_PROPOSAL, Proposal, Proposer};
 
 /// Prompt lookup (Saxena, "Prompt Lookup Decoding", 2023): a source of proposals that needs no drafter.
 ///
-/// The source looks for an earlier occurrence of the last tokens of prompt and output: of as many of them as possible,
-/// and of these the latest occurrence. It proposes the tokens that followed there. A proposal that reaches the end of the
-/// text goes on with its own first tokens, so that a repetition continues. Text that repeats itself gains: summaries,
-/// code, answers with quotations.
+/// The source searches prompt and output for an earlier occurrence of the last tokens: the longest match, and among
+/// equally long matches the latest. It proposes the tokens that followed the match. A proposal that reaches the end of
+/// the text continues with its own first tokens, so that a repetition continues. Lookup helps with text that repeats
+/// itself: summaries, code, answers with quotations.
 ///
 /// ```
 /// use flexdraft::decode::{PromptLookup, Request};
@@ -23,9 +23,9 @@ use super::proposal::{MAX_PROPOSAL, Proposal, Proposer};
 /// [`EngineOptions::proposers`]: super::EngineOptions::proposers
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromptLookup {
-    /// The most tokens at the end of the text that an earlier occurrence is compared with.
+    /// The maximum length of a match, in tokens.
     pub longest: usize,
-    /// The fewest tokens at the end of the text for which an earlier occurrence counts.
+    /// The minimum length of a match, in tokens.
     pub shortest: usize,
     /// The number of tokens to propose, at most [`MAX_PROPOSAL`].
     pub tokens: usize,
@@ -39,7 +39,8 @@ impl Default for PromptLookup {
 }
 
 impl PromptLookup {
-    /// Iterates over the tokens that the source expects after `text`, without end if there is an earlier occurrence.
+    /// Iterates over the tokens that the source expects after `text`: infinitely many if there is a match, otherwise
+    /// none.
     pub fn find<'a>(&self, text: &'a [u32]) -> impl Iterator<Item = u32> + use<'a> {
         let from = self.occurrence(text);
         // Token i after an occurrence that ended `period` tokens ago repeats every `period` tokens.

@@ -7,12 +7,12 @@ use super::prefix_index::{PrefixId, PrefixIndex};
 /// An allocator of page ids 0..pages, with a prefix cache.
 ///
 /// A sequence owns a page for each `page_size` of its tokens. Sequences that begin with the same tokens share the pages
-/// of these tokens. Only full pages of committed tokens are shared, and a sequence writes only behind its cached
-/// tokens. A shared page is therefore never written, and needs no copy.
+/// of these tokens. Only full pages of committed tokens are shared, and a sequence writes only after its cached tokens.
+/// A shared page is therefore never written, and needs no copy.
 ///
 /// A page whose last sequence leaves it keeps its contents until its memory is needed. Pages without known contents are
-/// taken first, then the page that was left the longest time ago. A sequence leaves its last page first, so the end of
-/// a prefix goes before its beginning.
+/// taken first, then the page whose last owner left it the longest time ago. A sequence leaves its last page first, so
+/// the end of a prefix is evicted before its beginning.
 #[derive(Debug)]
 pub(super) struct PageAllocator {
     pages: usize,

@@ -20,27 +20,27 @@ pub struct SequenceView<'a> {
     pub position: usize,
     /// S: the request's block size.
     pub block_size: usize,
-    /// Number of tokens that the step reads for this sequence because their keys and values are not in the cache: tokens
-    /// of the prompt, or tokens whose pages were given up. 0 if the step decodes.
+    /// Number of tokens that the step computes for this sequence because their keys and values are not in the cache:
+    /// tokens of the prompt, or tokens whose pages were given up. 0 if the sequence decodes.
     pub reads: usize,
-    /// Whether the step draws a token for the sequence, so that a draft can follow. It does not if the step reads only a
-    /// part of what has to be read.
+    /// Whether the step draws a token for the sequence, so that a draft can follow. The step draws none if it computes
+    /// only a part of these tokens.
     pub draws: bool,
     /// Whether the drafter may draft the next block: the model has a drafter and the request allows drafts.
     pub may_draft: bool,
     /// Whether the request has a proposer, whose proposals take the place of drafts, need no mask rows, and come only if
     /// the policy asks for a draft. Without a drafter, asking costs nothing.
     pub proposes: bool,
-    /// The most tokens that the request may still commit.
+    /// The maximum number of tokens that the request may still commit.
     pub wanted: usize,
-    /// The drafter's confidence in each token of the pending draft. For tokens that a proposer is certain of, the chance
-    /// that such tokens are accepted, learned for each source and place. Empty if no draft is pending, for example after a
+    /// The drafter's confidence in each token of the pending draft. For tokens that a proposer pushed, the acceptance
+    /// rate of such tokens, learned for each source and place. Empty if no draft is pending, for example after a
     /// prompt.
     pub confidence: &'a [f32],
     /// v: the verify length that the request's confidence threshold gives.
     pub verify_len: usize,
-    /// Whether the policy may choose v and whether to draft. It may if the output stays the same token for
-    /// token (greedy and `match`), or if the engine was told that only the output's distribution matters
+    /// Whether the policy may choose v and whether to draft. It may if the output stays the same token for token
+    /// (greedy and `match`), or if the engine's options say that only the output's distribution matters
     /// ([`EngineOptions::free_verify_len`](super::EngineOptions::free_verify_len)).
     pub verify_len_is_free: bool,
     /// Whether the request's tokens depend on v, although their distribution does not (`rejection` and `block` above
@@ -55,7 +55,7 @@ pub struct SequenceView<'a> {
 pub struct BatchView<'a> {
     /// Every sequence of the batch, including sequences whose prompt is still being read.
     pub sequences: &'a [SequenceView<'a>],
-    /// Whether the drafter can draft in the pass that verifies. If not, group sets must be empty.
+    /// Whether the drafter can draft in the verification pass. If not, group sets must be empty.
     pub groups_allowed: bool,
 }
 
@@ -71,7 +71,7 @@ pub struct SequenceStep {
     pub cached: usize,
     /// Number of candidate rows: v + 1, or the number of tokens that the step read.
     pub candidates: usize,
-    /// Number of mask groups in the pass that verified.
+    /// Number of mask groups in the verification pass.
     pub groups: usize,
     /// S: the number of rows of a mask group.
     pub block_size: usize,
@@ -79,7 +79,7 @@ pub struct SequenceStep {
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
-    /// Whether the next block was drafted in a pass of its own, after the verification.
+    /// Whether the next block was drafted in a separate pass, after the verification.
     pub drafted_apart: bool,
     /// Number of accepted draft tokens, plus one for the bonus token if there is one, before the output was cut at its
     /// end.
@@ -107,14 +107,14 @@ pub struct StepView<'a> {
     pub sequences: &'a [SequenceStep],
 }
 
-/// How well a policy expects the durations of steps.
+/// The accuracy of a policy's expected step durations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepTimes {
     /// The duration of the last step in seconds, as the policy expected it from the step's rows.
     pub expected_seconds: f64,
     /// The duration of the last step in seconds.
     pub seconds: f64,
-    /// The median of the error of the last steps, as a fraction of the step's duration.
+    /// The median error of the expected durations of the last steps, as a fraction of the step's duration.
     pub median_error: f64,
 }
 
@@ -150,12 +150,12 @@ pub trait Policy: Send {
     /// Receives the outcome of the step that the last choice was for.
     fn observe(&mut self, _step: &StepView<'_>) {}
 
-    /// Returns how well the policy expects the durations of steps, if it has expectations.
+    /// Returns the accuracy of the policy's expected step durations, if the policy predicts durations.
     fn step_times(&self) -> Option<StepTimes> {
         None
     }
 
-    /// Returns why the policy chose the last step, if it compares steps.
+    /// Returns the explanation of the policy's last choice, if the policy compares alternatives.
     fn explanation(&self) -> Option<Explanation> {
         None
     }
@@ -209,7 +209,7 @@ impl Policy for Box<dyn Policy> {
 /// step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Parallel drafting: the pass that verifies a block also drafts the next block for every accepted length, so K =
+    /// Parallel drafting: the verification pass of a block also drafts the next block for every accepted length, so K =
     /// {0..=v}.
     Parallel,
     /// Sequential drafting: the next block is drafted once the accepted length is known, so K = ∅.

@@ -15,8 +15,8 @@ impl PrefixId {
 /// An index of the pages whose contents are known, by the hash of their tokens and of the prefix before them.
 ///
 /// Keys and values depend on all tokens before them. An entry is therefore found by its own tokens and by the id of the
-/// prefix before its page, which stands for all earlier tokens. Equal hashes alone prove nothing: the index compares the
-/// tokens and the id as well.
+/// prefix before its page, which identifies all earlier tokens. Because hashes can collide, the index also compares the
+/// tokens and the id.
 #[derive(Debug)]
 pub(super) struct PrefixIndex<S = RandomState> {
     hasher: S,

@@ -1,6 +1,6 @@
-//! The probe: a few steps of an idle engine, which measure what steps cost on its device.
+//! The probe: a few steps of an idle engine, which measure the cost of steps on its device.
 //!
-//! The probe runs requests of its own through the engine, with chosen verify lengths, group sets and drafting passes. Its
+//! The probe runs its own requests through the engine, with chosen verify lengths, group sets and drafting passes. Its
 //! steps are therefore the steps that requests will run, with the same memory, padding and CUDA graphs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,8 @@ use crate::model::DrafterKind;
 /// Batch sizes of the probe, ascending. The engine's largest batch joins them.
 const BATCHES: [usize; 4] = [1, 4, 16, 64];
 
-/// The most times that the probe repeats a step, without the first time, which allocates memory and is not measured.
+/// The maximum number of measured repetitions of a step. The first run of a step, which allocates memory, is not
+/// measured.
 const REPEATS: usize = 3;
 
 /// The fraction of the probe's time after which a step is not repeated.
@@ -29,7 +30,7 @@ const SHARE: f64 = 0.04;
 const PROMPT_ROWS: usize = 64;
 const LEAST_PROMPT: usize = 4;
 
-/// Number of prompt tokens of the sequence that shows what cached positions cost.
+/// Number of prompt tokens of the sequence that measures the cost of cached positions.
 const LONG_PROMPT: usize = 256;
 
 /// Settings of a [probe](Engine::probe).
@@ -51,7 +52,7 @@ impl Default for ProbeOptions {
 /// The duration of a step that the probe measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProbedStep {
-    /// What the step ran.
+    /// The shape of the step.
     pub shape: StepShape,
     /// The median of the durations in seconds.
     pub seconds: f64,
@@ -70,7 +71,8 @@ impl Probe {
     /// Returns a cost model that is fitted to the measured steps, for [`Flex::new`](super::Flex::new).
     pub fn cost_model(&self) -> CostModel {
         let mut model = CostModel::default();
-        // Steps of one kind follow each other in the list. Several rounds keep the model from being fitted to the last kind.
+        // Steps of one kind follow each other in the list. Several rounds prevent the model from being fitted mostly to
+        // the last kind.
         for round in 0..REPEATS {
             for step in self.steps.iter().filter(|step| step.repeats > round) {
                 model.observe(&step.shape, step.seconds);
@@ -81,15 +83,16 @@ impl Probe {
 }
 
 impl<D: Device> Engine<D> {
-    /// Measures what steps cost on the engine's device: a short probe with requests of its own, for the cost model of
-    /// [`Flex`](super::Flex). Policy and statistics are the same afterwards; pages of the prefix cache may have been taken.
+    /// Measures the cost of steps on the engine's device with a few requests of the probe itself, for the cost model of
+    /// [`Flex`](super::Flex). Policy and statistics are the same afterwards; pages of the prefix cache may have been
+    /// evicted.
     ///
     /// If the device runs out of memory, the probe ends with what it has measured.
     ///
     /// # Errors
     ///
-    /// [`DecodeError::ProbeOfBusyEngine`] if the engine has requests, [`DecodeError::BlockSize`] if the block size is not
-    /// the drafter's or smaller, and errors of the device.
+    /// [`DecodeError::ProbeOfBusyEngine`] if the engine has requests, [`DecodeError::BlockSize`] if the block size is 0
+    /// or larger than the drafter's, and errors of the device.
     pub fn probe(&mut self, options: &ProbeOptions) -> Result<Probe, DecodeError> {
         if !self.is_idle() {
             return Err(DecodeError::ProbeOfBusyEngine);
@@ -129,7 +132,7 @@ struct Scripted {
     seen: Option<(StepShape, f64)>,
 }
 
-/// What a step of the probe does for every sequence.
+/// The choice for every sequence in a step of the probe.
 #[derive(Clone, Copy, Debug, Default)]
 struct StepKind {
     verified: usize,
@@ -159,12 +162,12 @@ impl Policy for Script {
     }
 }
 
-/// A probe while it runs.
+/// The state of a running probe.
 struct ProbeRun {
     options: ProbeOptions,
     script: Script,
     began: Instant,
-    /// A model of the steps so far, which tells steps that would take too long.
+    /// A cost model of the steps so far, which predicts whether a step would take too long.
     model: CostModel,
     probe: Probe,
     requests: Vec<RequestId>,
@@ -179,7 +182,7 @@ impl ProbeRun {
         for batch in batches {
             self.batch(engine, batch, (PROMPT_ROWS / batch).max(LEAST_PROMPT))?;
             if batch == 1 {
-                // Fewer kinds of steps: only what cached positions cost is new.
+                // Fewer kinds of steps, because only the cost of cached positions is still unknown.
                 self.batch(engine, batch, LONG_PROMPT)?;
             }
         }

@@ -7,7 +7,7 @@ use crate::logits::LogitsFault;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, argmax, confidence, draw, warp};
 
-/// The most tokens of a proposal.
+/// The maximum number of tokens in a proposal.
 pub const MAX_PROPOSAL: usize = MAX_BLOCK_SIZE - 1;
 
 /// A source of draft tokens outside the model: a lookup, or another model.
@@ -48,8 +48,8 @@ pub const MAX_PROPOSAL: usize = MAX_BLOCK_SIZE - 1;
 /// }
 /// ```
 pub trait Proposer: Send {
-    /// Proposes tokens for the positions after `prefix`, which has all tokens so far, the bonus token last. Without a
-    /// token in `proposal`, the drafter's draft stays. The result must depend on the arguments alone.
+    /// Proposes tokens for the positions after `prefix`, which has all tokens so far, the bonus token last. If
+    /// `proposal` stays empty, the drafter's draft is kept. The result must depend on the arguments alone.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ pub enum ProposalError {
         /// V: the number of token ids in the vocabulary.
         vocab_size: usize,
     },
-    /// The proposal has as many tokens as a step can verify.
+    /// The proposal already has the maximum number of tokens that a step can verify.
     #[error("a proposal has at most {MAX_PROPOSAL} tokens")]
     Full,
     /// The number of logits differs from the number of ids in the vocabulary.
@@ -190,7 +190,8 @@ impl<'a> Proposal<'a> {
     ///
     /// # Errors
     ///
-    /// [`ProposalError`] if the number of logits is not V, if they are no distribution, or if the proposal is full.
+    /// [`ProposalError`] if the number of logits is not V, if no token can be drawn from the logits, or if the proposal
+    /// is full.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32, ProposalError> {
         let ProposalRequest { vocab_size, sampling, rule, seed, start, .. } = self.request;
         if logits.len() != vocab_size {
@@ -206,7 +207,7 @@ impl<'a> Proposal<'a> {
             let scores = warp(logits, sampling);
             match rule {
                 Rule::Match => (draw(&scores, Stream::target_draw(seed, start + slot)), None),
-                // The numbers differ from the numbers of the drafter's draft, which the source may have seen.
+                // The random numbers differ from those of the drafter's draft, which the source may have seen.
                 Rule::Rejection | Rule::Block => {
                     let stream = Stream::new(seed, Purpose::DraftDraw, MAX_BLOCK_SIZE + slot, start);
                     (draw(&scores, stream), Some(scores))

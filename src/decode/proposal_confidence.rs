@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-/// The chance that a certain token is accepted, before any token of its source and place was verified. Prompt lookup on
-/// the bundled target has about this chance at its first places (`docs/cli.md`).
+/// The assumed acceptance rate of certain tokens before any token of the same source and place was verified. Prompt
+/// lookup with the bundled target has about this rate at its first places (`docs/cli.md`).
 const PRIOR: f64 = 0.75;
 
-/// Number of verified tokens that the prior counts for.
+/// The weight of the prior, in verified tokens.
 const PRIOR_TOKENS: f64 = 8.0;
 
-/// The most verified tokens of a source and place that are remembered.
+/// The maximum number of verified tokens of a source and place over which the rate is averaged.
 const MEMORY: f64 = 400.0;
 
 /// The tokens of a proposal that count as certain.
@@ -23,9 +23,9 @@ pub(super) struct CertainTokens {
 
 /// How often certain tokens were accepted, by source and by place in the proposal, given that all tokens before them were.
 ///
-/// A source that is certain of its tokens says nothing of the chance that the target chooses them. The engine learns it
-/// from the verifications so far. The confidence in a token is therefore known before the token is proposed, and a verify
-/// length that depends on it leaves the law of the output as it is.
+/// A source that pushes tokens as certain gives no probability that the target accepts them, so the engine learns the
+/// acceptance rate from earlier verifications. The confidence in a token is therefore known before the token is
+/// proposed, and a verify length that depends on it leaves the law of the output as it is.
 #[derive(Debug, Default)]
 pub(super) struct ProposalConfidence {
     sources: HashMap<&'static str, Vec<Acceptance>>,

@@ -44,8 +44,8 @@ pub struct BlockRecord {
     /// Draft tokens `[S − 1]`, or a proposal of any length, for the positions after the bonus token; empty if the step
     /// did not draft.
     pub draft: Vec<u32>,
-    /// The largest probability of each draft token's softmax at temperature 1; 1 for a token that a proposer is certain
-    /// of.
+    /// The largest probability of each draft token's softmax at temperature 1; 1 for a token that a proposer pushed as
+    /// certain.
     pub confidence: Vec<f32>,
 }
 

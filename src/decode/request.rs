@@ -14,16 +14,16 @@ use crate::sampling::SamplingParams;
 pub struct Request {
     /// Token ids of the prompt, at least one.
     pub prompt: Vec<u32>,
-    /// The most tokens to generate; 0 is allowed. The target's context is a limit too.
+    /// The maximum number of tokens to generate; 0 is allowed. The target's context is a limit too.
     pub max_new_tokens: usize,
     /// Token ids that end the output. The stop id is the output's last token.
     pub stop_ids: Vec<u32>,
     /// Penalties, bias and forbidden ids, which act on the target's logits: after the hook, before warping.
     pub processors: LogitProcessors,
-    /// Whether the bias, the mask of allowed ids and the bad words of one id in `processors` act on the drafter's logits too,
-    /// before confidence and warping, so that the drafter proposes no forbidden id and more biased ids. Greedy and `match` outputs do not
-    /// depend on it, and the distribution of other outputs does not. If there is a bias, a mask or such a word: on a GPU,
-    /// one more upload and two more launches per drafting.
+    /// Whether the bias, the mask of allowed ids and the bad words of one id in `processors` act on the drafter's
+    /// logits too, before confidence and warping, so that the drafter proposes no forbidden id and more biased ids.
+    /// Greedy and `match` outputs do not depend on it, and the distribution of other outputs does not. On a GPU, a
+    /// request with a bias, a mask or such a word costs one additional upload and two additional launches per drafting.
     pub processors_on_drafts: bool,
     /// The warping of the target's (and the drafter's) distribution.
     pub sampling: SamplingParams,
@@ -44,12 +44,12 @@ pub struct Request {
     pub mask_provider: Option<Box<dyn MaskProvider>>,
     /// A source of draft tokens in place of the drafter's.
     pub proposer: Option<Box<dyn Proposer>>,
-    /// The number of likeliest tokens whose log-probabilities steps report with every committed token, which may be 0;
-    /// `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on a
-    /// GPU, one more wait per step, whatever the number of rows and requests.
+    /// The number of most likely tokens whose log-probabilities steps report with every committed token, which may be
+    /// 0; `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on
+    /// a GPU, this costs one additional wait per step, whatever the number of rows and requests.
     pub logprobs: Option<usize>,
     /// Requests of higher priority are admitted first and give up their cache pages last. Among equals, the order of
-    /// arrival decides. A running request does not leave the batch for a waiting one. Outputs do not depend on it.
+    /// arrival decides. A running request does not leave the batch for a waiting request. Outputs do not depend on it.
     pub priority: i32,
     /// The time at which the request ends even if it is not complete. The first step that begins later reports
     /// [`Finish::Deadline`](super::Finish::Deadline).

@@ -138,7 +138,7 @@ impl<B> Sequence<B> {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
     }
 
-    /// Returns the most tokens that the request may still commit.
+    /// Returns the maximum number of tokens that the request may still commit.
     pub(super) fn wanted(&self) -> usize {
         self.max_len.saturating_sub(self.tokens.len())
     }

@@ -14,15 +14,15 @@ pub struct EngineStats {
     pub preempted: u64,
     /// Number of pages of the KV cache.
     pub pages: usize,
-    /// Number of pages of the KV cache that requests have now.
+    /// Number of pages of the KV cache that requests own now.
     pub pages_in_use: usize,
-    /// Number of pages of the KV cache that no request has now, and whose contents later requests may use.
+    /// Number of pages of the KV cache that no request owns now, and whose contents later requests may reuse.
     pub pages_cached: usize,
     /// Counts of the tokens that requests read or found in the prefix cache.
     pub prefixes: PrefixCounts,
     /// Counts of the verify lengths and accepted lengths of all verifications so far.
     pub drafts: DraftCounts,
-    /// The durations of steps as the policy expected and saw them; `None` if the policy has no expectations.
+    /// The expected and measured durations of steps; `None` if the policy does not predict durations.
     pub step_times: Option<StepTimes>,
 }
 
@@ -37,8 +37,8 @@ pub struct PrefixCounts {
     pub pages_evicted: u64,
 }
 
-/// Numbers of verifications by verify length and by accepted length. Reading a prompt is no verification; a step without
-/// drafts is one of length 0.
+/// Numbers of verifications by verify length and by accepted length. Reading a prompt does not count; a step without
+/// drafts counts as a verification of length 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DraftCounts {
     verified: [u64; MAX_BLOCK_SIZE],

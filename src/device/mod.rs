@@ -9,8 +9,8 @@
 //! | `error` | [`DeviceError`] |
 //! | [`cpu`], [`gpu`] | the implementations; a file that both have has the same name in both |
 //!
-//! The forward pass ([`crate::model`]) and the decode step ([`crate::decode`]) are written once, generic over
-//! `Device`. A device is handed from one object to the next, so that operations have one order:
+//! The forward pass ([`crate::model`]) and the decode step ([`crate::decode`]) are written once, generic over `Device`.
+//! Each object returns the next object, which fixes the order of the operations:
 //!
 //! ```text
 //! Device::begin ──▶ pass ──▶ norm_rope_append, joint_attention
@@ -129,8 +129,8 @@ pub trait Device: Send + Sync + 'static {
     /// Sets the number of rows. Existing rows keep their contents; the contents of new rows are unspecified.
     fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
 
-    /// Prepares products of `layer` with up to `rows` rows, into logits or activations, on a device that has
-    /// to search for the best way. Called once before the first step.
+    /// Prepares products of `layer` with up to `rows` rows, into logits or activations, on a device that has to search
+    /// for the best algorithm. Called once before the first step.
     fn prepare(&self, layer: &Self::Linear, rows: usize, logits: bool) -> Result<(), DeviceError> {
         let _ = (layer, rows, logits);
         Ok(())
@@ -142,8 +142,8 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether the rows of steps are padded to numbers of rows that come again, because the device repeats the
-    /// launches of equal steps faster. Padding changes no result.
+    /// Returns whether steps are padded to one of a few numbers of rows, because the device repeats the launches of
+    /// equal steps faster. Padding changes no result.
     fn pads_steps(&self) -> bool {
         false
     }
@@ -303,8 +303,8 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Returns the most rows of a product of the LM head `head` that [joins](Self::joins_head_products) candidates
-    /// and slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
+    /// Returns the maximum number of rows of a product of the LM head `head` that [joins](Self::joins_head_products)
+    /// candidates and slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
     fn joined_head_rows(&self, head: &Self::Linear) -> usize {
         let _ = head;
         0
@@ -390,8 +390,8 @@ pub trait Device: Send + Sync + 'static {
         results: &'a mut Self::Results,
     ) -> Result<Self::Verification<'a>, DeviceError>;
 
-    /// Calls `work`, the operations of a step, on the thread that suits it best. A device with its own
-    /// threads runs it on one of them, so that no operation has to wake the others.
+    /// Calls `work`, the operations of a step, on the most suitable thread. A device with its own threads runs `work`
+    /// on one of them, so that no operation has to wake the other threads.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         work()
     }

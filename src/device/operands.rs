@@ -82,7 +82,7 @@ pub struct CalibratorOutput<'a, B, L> {
 }
 
 /// The weights and rows that chain the slots of a draft (Chained Calibration): s_j(x) = ℓ_j(x) + score(t_{j−1}, x) for
-/// the K likeliest ids x of slot j, where t_{j−1} is the token of the slot before, or the bonus token for slot 1.
+/// the K most likely ids x of slot j, where t_{j−1} is the token of the previous slot, or the bonus token for slot 1.
 #[derive(Debug)]
 pub struct Chain<'a, B, L> {
     /// The weights and rows from which the score of two neighbouring tokens is computed.

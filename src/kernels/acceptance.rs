@@ -1,14 +1,14 @@
 //! The kernel that accepts draft tokens and draws the bonus token, for a whole batch.
 //!
 //! Greedy, `match` and `rejection` take one launch, and `block` takes two. The statistics of the rows come from
-//! [`Kernels::sample`]. The scan over the draft tokens reads two logits per draft token, and whole rows of logits only at
-//! the position where it stops. So the least traffic is two rows per sequence (with `block`: the rows of every draft
-//! token). The kernel does not read chunks of the vocabulary in which truncation keeps no id
+//! [`Kernels::sample`]. The scan over the draft tokens reads two logits per draft token, and whole rows of logits only
+//! at the position where it stops. The minimum traffic is therefore two rows per sequence (with `block`: the rows of
+//! every draft token). The kernel does not read chunks of the vocabulary in which truncation keeps no id
 //! ([`Accept::target_partials`]).
 //!
 //! The kernels decide as [`crate::acceptance`] does, with the same random numbers. The target's distribution p and the
 //! draft's distribution q are the distributions that tokens are drawn from, after warping. A draft token passes if its
-//! random number is strictly below the threshold; ties go to the lowest id; if nothing of p is above q, the bonus token is
+//! random number is strictly below the threshold; ties go to the lowest id; if p is nowhere above q, the bonus token is
 //! drawn from p itself.
 
 use std::mem::size_of;
@@ -63,7 +63,7 @@ pub struct VerifySequence {
     pub rule: Rule,
     /// The seed of the request, the key of its random numbers.
     pub seed: u64,
-    /// n, the position of candidate 0, the bonus token of the step before.
+    /// n, the position of candidate 0, the bonus token of the previous step.
     pub position: usize,
     /// v, the number of draft tokens, up to [`MAX_DRAFTS`]. With 0, the bonus token is the token that
     /// [`Kernels::sample`] drew.

@@ -32,8 +32,8 @@ pub struct SiluAdd<'a, T: HalfFloat = bf16> {
     pub x: ViewMut<'a, T>,
     /// The bonus tokens' half of the calibrator's hidden layer, `[bonus rows, cols]`.
     pub bonus: View<'a, T>,
-    /// The row of `bonus` for each row of `x`, `[rows]`. With −1, the row of `x` does not change. With any
-    /// other index outside `bonus` it does not change either, and bit 16 of the error word is set.
+    /// The row of `bonus` for each row of `x`, `[rows]`. With −1, the row of `x` does not change. With any other index
+    /// outside `bonus` it does not change either, and the kernel sets value 16 in the error word.
     pub owner: View<'a, i32>,
     /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,

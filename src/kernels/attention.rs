@@ -5,10 +5,10 @@
 //! one group and no candidates, mask-token block attention. A row's result has the same bits in each mode, at any place
 //! in any batch.
 //!
-//! A launch reads the visible K and V once for every block of rows (64 or 128 query heads of rows that share a KV head).
-//! It divides keys among CTAs by splits or, if that gives enough work for the processor, by spans of 4 splits. It writes
-//! and reads a state in f32 for every row, head and part of the keys, unless a sequence has one part. CTAs take the
-//! longest parts first. The division of keys changes no bit.
+//! A launch reads the visible K and V once for every block of rows (64 or 128 query heads of rows that share a KV
+//! head). It divides keys among CTAs by splits or, if this gives enough work for the device, by spans of 4 splits. If
+//! the keys of a sequence are divided into several parts, it writes and reads a softmax state in f32 for every row,
+//! head and part. CTAs process the longest parts first. The division of keys changes no bit of the result.
 
 use half::bf16;
 
@@ -41,10 +41,10 @@ const HEADS_A_CTA: usize = FLEXDRAFT_MERGE_WARPS as usize;
 /// The largest number of groups of states that the small merging kernel can merge.
 const FEW_GROUPS: usize = (1 << FLEXDRAFT_FEW_LEVELS) - 1;
 
-/// The estimated time in seconds per element of a key on one multiprocessor, by which keys are divided among CTAs. The
-/// estimate is the same for every processor: 1.5 µs for a tile of 64 keys of 128 elements, which is about the time in
-/// which the multiprocessor's share of the memory bandwidth brings the tile, and in which its matrix units compute 128
-/// rows.
+/// The estimated time in seconds per element of a key on one multiprocessor, from which the division of keys among CTAs
+/// is computed. The estimate is the same for every processor: 1.5 µs for a tile of 64 keys of 128 elements, which is
+/// about the time to load the tile with the multiprocessor's share of the memory bandwidth, and about the time that its
+/// tensor cores take for 128 rows.
 const SECONDS_PER_KEY_ELEMENT: f64 = 1.5e-6 / (64.0 * 128.0);
 
 /// The estimated time in seconds per byte of a softmax state, which is written and read, for all multiprocessors
@@ -189,8 +189,8 @@ const fn places(states: usize) -> usize {
 pub struct JointAttention<'a, R: Runtime, T: HalfFloat = bf16> {
     /// The tables of the pass whose rows attend.
     pub pass: &'a PassTables<R>,
-    /// Whether the mask rows of the pass take part in the attention. Below the tail layers there are none: then this is
-    /// the attention of the candidate rows alone.
+    /// Whether the mask rows of the pass take part in the attention. Layers below the tail have no mask rows, so there
+    /// the kernel computes only the candidate rows.
     pub masks: bool,
     /// q heads of every row and k and v heads of mask rows, after [`norm_rope_append`](Kernels::norm_rope_append). The
     /// kernel reads the k and v of candidates in the cache.
@@ -209,11 +209,11 @@ pub struct JointAttention<'a, R: Runtime, T: HalfFloat = bf16> {
     /// Keys per split of a long sequence, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The
     /// split is part of the arithmetic: results with another split differ in rounding.
     pub split: usize,
-    /// What the model changes in scores and softmax.
+    /// The model's changes to scores and softmax: window, soft cap and sinks.
     pub scores: ScoreChanges<'a>,
-    /// The device error word `[1]`, optional. The kernel sets value 1 for a page id out of range, whose keys and
-    /// values count as zeros, and value 8 for a sequence that sees more positions than the workspace allows, which
-    /// only a captured launch can meet; the sequence's rows get zeros, and −∞ in `lse`.
+    /// The device error word `[1]`, optional. The kernel sets value 1 for a page id out of range, whose keys and values
+    /// count as zeros, and value 8 for a sequence that sees more positions than the workspace allows, which can happen
+    /// only in a captured launch; the sequence's rows then get zeros, and −∞ in `lse`.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -267,10 +267,10 @@ impl<R: Runtime> Kernels<R> {
     /// Candidate i sees the cached positions 0 to n + i, n being the position of candidate 0. A row of group k sees the
     /// cached positions 0 to n + k, and the slots of its own group.
     ///
-    /// Products are of bf16 or f16, with f32 sums. Weights are rounded to the same type before they multiply V, and divided
-    /// by the sum of the rounded weights, so a result is never larger than the largest V. Scores beyond 10⁸ lose the
-    /// precision of f32 that weights need. Keys that a row does not see have no influence on its bits, as long as V is
-    /// finite at keys that another row of the sequence sees.
+    /// Products have bf16 or f16 operands and f32 sums. Weights are rounded to the same type before they multiply V,
+    /// and divided by the sum of the rounded weights, so a result is never larger than the largest V. Weights of scores
+    /// beyond 10⁸ are inaccurate, because f32 rounds such scores too coarsely. Keys that a row does not see have no
+    /// influence on its bits, as long as V is finite at keys that another row of the sequence sees.
     ///
     /// # Errors
     ///
@@ -409,7 +409,7 @@ impl<R: Runtime> Kernels<R> {
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
-        // If no sequence leaves states to merge, only padding rows are left for the second launch.
+        // If no sequence has states to merge, the second launch computes only padding rows.
         if max_states <= 1 && rows == pass_rows {
             return Ok(());
         }

@@ -1,22 +1,22 @@
-//! The kernels of Chained Calibration, which draw the tokens of a draft one after the other, each from logits that the
-//! token before it corrects.
+//! The kernels of Chained Calibration, which draw the tokens of a draft one after the other, each from logits that are
+//! corrected for the token of the previous slot.
 //!
 //! Three launches follow the pass over the calibrated logits ([`Kernels::sample_partials`]):
 //!
-//! 1. [`Kernels::chain_choose`] chooses C_j for each draft row j: the K ids of the largest logits ℓ_j, ties to the lowest
-//!    id, where NaN counts as −∞.
+//! 1. [`Kernels::chain_choose`] chooses C_j for each draft row j: the ids of the K largest logits ℓ_j; ties go to the
+//!    lowest id, and NaN counts as −∞.
 //! 2. [`Kernels::chain_score`] computes the scores of all pairs of chosen ids of neighbouring rows, as dot products of
 //!    two factors: K × K scores per row, and K after the bonus token. The caller makes the factors by matrix products.
-//! 3. [`Kernels::chain_walk`] draws the tokens row after row: s_j(x) = ℓ_j(x) + score(t, x), where t is the token that was
-//!    drawn from the row before, or the bonus token. Warping, draw and confidence see the K ids of C_j alone; every other
-//!    id has probability 0. The random number of an id is the same as in [`Kernels::sample`].
+//! 3. [`Kernels::chain_walk`] draws the tokens row by row: s_j(x) = ℓ_j(x) + score(t, x), where t is the token that was
+//!    drawn from the row before, or the bonus token. Warping, sampling and confidence use only the K ids of C_j; every
+//!    other id has probability 0. The random number of an id is the same as in [`Kernels::sample`].
 //!
 //! The ids of C_j, s_j and the row's [`RowStats`] are the distribution q_j that acceptance compares
 //! ([`ChosenRows`](super::acceptance::ChosenRows)). A score is one sum in f32 in a fixed order and is not rounded again, so
 //! a draft has the same bits in any batch.
 //!
-//! If no s_j is above −∞, the token is id 0, with probability 1 and confidence 0, as in [`Kernels::sample`], and the walk
-//! goes on from the first id of C_j.
+//! If no s_j is above −∞, the token is id 0, with probability 1 and confidence 0, as in [`Kernels::sample`], and the
+//! walk continues from the first id of C_j.
 
 use super::limits;
 use super::operands::{Grid, Operands};
@@ -83,8 +83,8 @@ pub struct ChainScore<'a, L> {
     /// The draft of each row, `[rows]`. The rows of a draft follow each other in the order of their slots.
     pub owners: View<'a, i32>,
     /// Written by the kernel: for each row, entry \[a\]\[b\] is the score of its id b after id a of the row before,
-    /// `[rows, count, count]`. In the first row of a draft, the kernel writes the entries \[0\]\[b\] alone: the scores after
-    /// the bonus token.
+    /// `[rows, count, count]`. In the first row of a draft, the kernel writes only the entries \[0\]\[b\], the scores
+    /// after the bonus token.
     pub scores: ViewMut<'a, f32>,
     /// The device error word `[1]`, optional. The kernel sets value 16 for a row whose draft does not exist, and writes
     /// no scores for the row.
@@ -309,7 +309,7 @@ impl<R: Runtime> Kernels<R> {
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
-    /// Draws the tokens of each draft row after row, among the chosen ids of the row.
+    /// Draws the tokens of each draft row by row, among the chosen ids of the row.
     ///
     /// # Errors
     ///

@@ -8,7 +8,7 @@ use crate::runtime::RuntimeError;
 #[non_exhaustive]
 pub enum KernelError {
     /// An operand has the wrong number of elements.
-    #[error("{kernel}: operand `{operand}` has {found} elements, and {expected} were expected")]
+    #[error("{kernel}: operand `{operand}` has {found} elements, expected {expected}")]
     Length {
         /// The kernel's name.
         kernel: &'static str,
@@ -52,7 +52,7 @@ pub enum KernelError {
         supported: &'static str,
     },
     /// A pass as a whole exceeds a limit.
-    #[error("pass tables: {what} is {found}, and at most {limit} is possible")]
+    #[error("pass tables: {what} is {found}, the limit is {limit}")]
     Pass {
         /// The name of the quantity that is too large.
         what: &'static str,
@@ -62,7 +62,7 @@ pub enum KernelError {
         limit: usize,
     },
     /// A sequence of a pass exceeds a limit.
-    #[error("pass tables: sequence {sequence}: {what} is {found}, and at most {limit} is possible")]
+    #[error("pass tables: sequence {sequence}: {what} is {found}, the limit is {limit}")]
     Sequence {
         /// The sequence's index.
         sequence: usize,
@@ -84,7 +84,9 @@ pub enum KernelError {
         pages: usize,
     },
     /// The mask groups of a sequence are not in ascending order.
-    #[error("pass tables: sequence {sequence}: group {next} follows group {group}, and groups must ascend")]
+    #[error(
+        "pass tables: sequence {sequence}: group {next} follows group {group}, expected ascending groups"
+    )]
     GroupOrder {
         /// The sequence's index.
         sequence: usize,

@@ -28,7 +28,7 @@ pub enum Fault {
     /// result is.
     #[error("a row or sequence index out of range")]
     Row,
-    /// Calibrated logits were needed again and not stored; nothing was dropped from the row.
+    /// Calibrated logits were needed a second time but not stored, so truncation dropped nothing from the row.
     #[error("calibrated logits that were needed again and not stored")]
     Store,
 }

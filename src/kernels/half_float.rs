@@ -13,8 +13,9 @@ mod sealed {
 /// A floating-point type of 16 bits in which rows of activations and the KV cache are stored: [`bf16`] or [`f16`](struct@f16).
 ///
 /// Kernels compute in f32 and round results to the type, to nearest with ties to even. `f16` has 3 more bits of
-/// precision and a smaller range: its largest finite number is 65504, a result from 65520 on becomes infinity, as in
-/// hardware, and numbers below 2⁻¹⁴ lose precision. All rows and caches of a launch have the same type.
+/// precision and a smaller range: its largest finite number is 65504, results of at least 65520 round to infinity, as
+/// in hardware, and numbers below 2⁻¹⁴ are subnormal and lose precision. All rows and caches of a launch have the same
+/// type.
 pub trait HalfFloat: Element + sealed::Half {
     /// Returns the name of the kernel for this type.
     #[doc(hidden)]

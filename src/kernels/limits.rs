@@ -1,6 +1,6 @@
 //! The limits of the kernels: the largest and smallest sizes that they support, all in this file. Methods of
-//! [`Kernels`](super::Kernels) refuse a launch beyond a limit, and [`supports`] says in advance whether the kernels can
-//! run a model.
+//! [`Kernels`](super::Kernels) refuse a launch beyond a limit, and [`supports`] checks in advance whether the kernels
+//! can run a model.
 
 use super::params::acceptance::FLEXDRAFT_MAX_DRAFTS;
 use super::params::chain::FLEXDRAFT_CHAIN_LIMIT;
@@ -138,12 +138,12 @@ pub(super) fn vocabulary(found: usize) -> Result<(), ExceededLimit> {
     check((1..=FLEXDRAFT_VOCAB_LIMIT as usize).contains(&found), "vocabulary", found, "1 to 2^20")
 }
 
-/// Checks the number of elements in a row of bf16, which kernels read in chunks of 16 bytes.
+/// Checks the number of elements in a row of bf16 or f16, which kernels read in chunks of 16 bytes.
 pub(super) fn columns(found: usize) -> Result<(), ExceededLimit> {
     check(found > 0 && found.is_multiple_of(8), "number of columns", found, "multiples of 8")
 }
 
-/// Checks the number of elements in a vector of bf16, which may be empty.
+/// Checks the number of elements in a vector of bf16 or f16, which may be empty.
 pub(super) fn elements(found: usize) -> Result<(), ExceededLimit> {
     check(found.is_multiple_of(8), "number of elements", found, "multiples of 8")
 }
@@ -187,7 +187,7 @@ pub(super) fn chosen(found: usize) -> Result<(), ExceededLimit> {
     check(fits, "number of chosen ids", found, "1 to 32")
 }
 
-/// Checks that a vocabulary has as many ids as are chosen from it.
+/// Checks that a vocabulary has at least the number of ids that are chosen from it.
 pub(super) fn chosen_of(found: usize, vocabulary: usize) -> Result<(), ExceededLimit> {
     check(found <= vocabulary, "number of chosen ids", found, "up to the vocabulary")
 }

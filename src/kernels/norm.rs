@@ -23,7 +23,7 @@ pub enum Residual<'a, T: HalfFloat = bf16> {
     Add {
         /// The residual stream, which is replaced by the sum.
         x: ViewMut<'a, T>,
-        /// The output of the last block of the model, which is added, `[rows, cols]`.
+        /// The values to add, `[rows, cols]`: the output of an attention or MLP block.
         delta: View<'a, T>,
     },
 }
@@ -52,8 +52,8 @@ pub struct Add<'a, T: HalfFloat = bf16> {
 
 impl<R: Runtime> Kernels<R> {
     /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes
-    /// `x[r] / sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to bf16, and the norm is computed
-    /// from the rounded sum.
+    /// `x[r] / sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to the type of `x`, and the norm is
+    /// computed from the rounded sum.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl<R: Runtime> Kernels<R> {
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
-    /// Adds a vector to another one: `x += delta`, with each sum rounded to bf16.
+    /// Adds one vector to another: `x += delta`, with each sum rounded to the type of `x`.
     ///
     /// # Errors
     ///

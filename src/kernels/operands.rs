@@ -145,8 +145,8 @@ impl Operands {
         dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
     }
 
-    /// Checks the number of columns of bf16 rows, which are read in chunks of 16 bytes, and returns it in the kernels'
-    /// type.
+    /// Checks the number of columns of bf16 or f16 rows, which are read in chunks of 16 bytes, and returns it in the
+    /// kernels' type.
     pub fn cols(&self, cols: usize) -> Result<i64, KernelError> {
         self.within(limits::columns(cols))?;
         self.i32("columns", cols).map(i64::from)

@@ -25,7 +25,7 @@ pub struct PassTables<R: Runtime> {
     candidates: usize,
     masks: usize,
     sequences: Vec<SequenceSize>,
-    /// The runs of tokens to which candidates of the pass are appended; kept to reuse its memory.
+    /// The runs of tokens to which candidates of the pass are appended; the field is kept to reuse its memory.
     appends: Vec<Append>,
     paging: Paging,
     /// Whether a kernel changed the tables since they were staged.
@@ -114,7 +114,7 @@ impl<R: Runtime> PassTables<R> {
     /// # Errors
     ///
     /// [`KernelError::Pass`], [`KernelError::Sequence`], [`KernelError::PageId`], [`KernelError::GroupOrder`],
-    /// [`KernelError::NoSlots`] or [`KernelError::GroupBeyondCandidates`] if the pass or a sequence is not possible,
+    /// [`KernelError::NoSlots`] or [`KernelError::GroupBeyondCandidates`] if the pass or a sequence is invalid,
     /// [`KernelError::SharedToken`] if two candidates would be appended to the same place. After an error, the tables
     /// are unchanged.
     pub fn upload(
@@ -180,8 +180,8 @@ impl<R: Runtime> PassTables<R> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        // Upload up to the room for the pages of the last sequence: only larger batches use the rest. The length does not
-        // depend on the number of pages, so that steps with as many sequences make the same copies.
+        // The upload includes all room for the pages of the last sequence; only larger batches use the rest. The length
+        // does not depend on the number of pages, so steps with the same number of sequences make the same copies.
         let used = (self.table(Table::Pages) + batch * self.max_pages).div_ceil(2);
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
         self.written_on_device = false;

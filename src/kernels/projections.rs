@@ -1,4 +1,4 @@
-//! The q, k and v heads of a pass's rows, as operands of kernels: in one tensor, or in tensors of their own.
+//! The q, k and v heads of a pass's rows, as operands of kernels: in one fused tensor, or in separate tensors.
 
 use half::bf16;
 
@@ -33,7 +33,7 @@ pub enum Projections<'a, T: HalfFloat = bf16> {
     /// One tensor with q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`. Rows after the rows of
     /// the pass are padding.
     Fused(View<'a, T>),
-    /// Tensors of their own.
+    /// Separate tensors.
     Separate {
         /// The q heads of the candidate rows, `[candidates, q_heads · head_dim]`.
         q: HeadRows<'a, T>,
@@ -58,7 +58,7 @@ pub struct MaskProjections<'a, T: HalfFloat = bf16> {
 pub enum ProjectionsMut<'a, T: HalfFloat = bf16> {
     /// One tensor with q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
     Fused(ViewMut<'a, T>),
-    /// Tensors of their own, of the rows that the launch processes alone: row 0 is the first candidate row or the first
+    /// Separate tensors with only the rows that the launch processes: row 0 is the first candidate row or the first
     /// mask row.
     Separate {
         /// q heads, `[rows, q_heads · head_dim]`, which change in place.
@@ -98,7 +98,8 @@ impl RowsAt {
         RowsAt { address, ..self }
     }
 
-    /// Returns these rows, or no address if there are no rows: an address behind the last row may belong to other memory.
+    /// Returns these rows, or a null address if there are no rows, because an address after the last row may belong to
+    /// other memory.
     fn unless_none(self, rows: usize) -> Self {
         if rows == 0 { Self::NONE } else { self }
     }
@@ -151,8 +152,8 @@ pub(super) struct AttentionHeads {
 }
 
 impl<T: HalfFloat> Projections<'_, T> {
-    /// Returns the parameters for a pass with these numbers of candidate rows and mask rows. `out_rows` is the number of rows of
-    /// the output, which says how many rows there are if q has a tensor of its own.
+    /// Returns the parameters for a pass with these numbers of candidate rows and mask rows. `out_rows` is the number
+    /// of rows of the output, which gives the number of rows if q has a separate tensor.
     pub(super) fn params(
         &self,
         operands: &mut Operands,
@@ -204,9 +205,9 @@ impl<T: HalfFloat> Projections<'_, T> {
 }
 
 impl<T: HalfFloat> ProjectionsMut<'_, T> {
-    /// Returns q, k and v as parameters of a launch for the rows `first` to `end` of a pass, which has `pass_rows` rows,
-    /// and the number of rows of the operands. `table_rows` is the number of rows of the table of rotations, which says
-    /// how many rows there are if q, k and v have tensors of their own.
+    /// Returns q, k and v as parameters of a launch for the rows `first` to `end` of a pass, which has `pass_rows`
+    /// rows, and the number of rows of the operands. `table_rows` is the number of rows of the table of rotations,
+    /// which gives the number of rows if q, k and v have separate tensors.
     pub(super) fn params(
         &self,
         operands: &mut Operands,
@@ -230,7 +231,7 @@ impl<T: HalfFloat> ProjectionsMut<'_, T> {
                 let rows = end - first;
                 let q = checked.rows("q", (&q.view.as_view(), q.stride), rows, q_heads, Access::Write)?;
                 let k = checked.rows("k", (&k.view.as_view(), k.stride), rows, kv_heads, Access::Write)?;
-                // v may lie in other columns of the rows of q and k.
+                // v may be stored in other columns of the rows of q and k.
                 let v = checked.rows("v", (&v.view, v.stride), rows, kv_heads, Access::Write)?;
                 Ok(([q, k, v], table_rows.max(pass_rows)))
             }

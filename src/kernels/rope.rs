@@ -48,8 +48,8 @@ pub struct NormRopeAppend<'a, R: Runtime, T: HalfFloat = bf16> {
     pub cache: PagedKvMut<'a, T>,
     /// Numbers of heads, and head_dim, which is 64 or 128.
     pub shape: AttentionShape,
-    /// The device error word `[1]`, optional. If a page id is not in the cache, bit 1 is set, and the row's k
-    /// and v are not written.
+    /// The device error word `[1]`, optional. If a page id is out of range, the kernel sets value 1, and does not write
+    /// the row's k and v.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -111,8 +111,8 @@ impl<R: Runtime> Kernels<R> {
 
     /// Applies norms (if there are weights) and the rotation to the q and k heads of the pass's candidate rows or mask
     /// rows, and appends the candidates' k and v to the cache. q, and the k of mask rows, change in place. The k and v
-    /// of candidate rows go into the cache, at their positions, and do not change where they are. In f16, a result from
-    /// 65520 on becomes infinity.
+    /// of candidate rows go into the cache, at their positions, and do not change where they are. In f16, results of at
+    /// least 65520 become infinity.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What some models change in attention: a sliding window, a soft cap on scores, and attention sinks.
+//! Changes of attention scores that some models make: a sliding window, a soft cap, and attention sinks.
 
 use super::KernelError;
 use super::limits;
@@ -51,7 +51,7 @@ impl ScoreChanges<'_> {
         Ok(ScoreParams {
             scale_log2,
             cap_scale,
-            // Beyond the largest position, windows are alike.
+            // All windows beyond the largest position have the same effect.
             window: window.min(FLEXDRAFT_NO_WINDOW as usize) as i32,
             sinks: operands.read_optional("sinks", self.sinks.as_ref(), shape.q_heads, 4)?,
         })

@@ -117,7 +117,7 @@ impl Draft {
 pub struct SelectDrafts<'a> {
     /// The sequences whose next drafts are selected, `[drafts]`. Together they have every draft row once. A draft row
     /// that no sequence has does not change in `sources` and `draft_rows`. A draft row that several sequences have gets
-    /// the source of one of them; which one is unspecified.
+    /// the source of an unspecified one of them.
     pub drafts: View<'a, Draft>,
     /// The results of the verification, `[batch]`, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,

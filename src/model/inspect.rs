@@ -23,7 +23,7 @@ use crate::tensor::{Elements, MAX_BLOCK_LEN, Tensor};
 pub struct Report {
     /// Configuration of the target.
     pub config: ModelConfig,
-    /// What the user should know about the target's files.
+    /// Warnings about the target's files.
     pub warnings: Vec<LoadWarning>,
     /// The target's tensors.
     pub target: TensorReport,
@@ -276,7 +276,7 @@ trait Inventory {
     fn item(&self, name: &str) -> Option<Item>;
 }
 
-/// What a report says of one tensor.
+/// The entry of one tensor in a report.
 struct Item {
     /// Number of elements.
     elements: usize,
@@ -450,7 +450,7 @@ impl fmt::Display for DrafterReport {
             )?,
         }
         if let Some((ChainConfig { kind, top_k }, rank)) = self.chain {
-            write!(f, ", {} chain of rank {rank} over the {top_k} likeliest ids", kind.name())?;
+            write!(f, ", {} chain of rank {rank} over the {top_k} most likely ids", kind.name())?;
         }
         writeln!(f)?;
         write!(f, "{}", self.tensors)?;

@@ -132,7 +132,7 @@ pub enum LoadError {
         found: String,
     },
     /// A GGUF file has a tensor that its architecture does not have: the model does not match its metadata.
-    #[error("{path}: tensor `{tensor}` is not part of a {architecture} model, as the metadata call it")]
+    #[error("{path}: tensor `{tensor}` is not part of a {architecture} model, which the metadata declares")]
     UnexpectedTensor {
         /// Path of the GGUF file.
         path: PathBuf,
@@ -279,10 +279,10 @@ fn paths(paths: &[PathBuf]) -> String {
     text.join(", ")
 }
 
-/// The most paths of a list that an error message shows.
+/// The maximum number of paths that an error message lists.
 const SHOWN_PATHS: usize = 8;
 
-/// The most characters of a value that an error message shows.
+/// The maximum number of characters of a value that an error message shows.
 const SHOWN_CHARS: usize = 80;
 
 /// Returns the beginning of a text, for an error message.

@@ -58,9 +58,9 @@ pub struct Cuda {
     context: Arc<CudaContext>,
     kernels: HashMap<&'static str, LoadedKernel>,
     limits: Limits,
-    /// The queue that makes graphs of launches, if they are wanted.
+    /// The queue that turns launches into graphs, if graphs are enabled.
     queue: Option<Arc<GraphQueue>>,
-    /// Whether launches may begin before the launches in front of them have ended; `None` if no launch ever may.
+    /// Whether launches may begin before earlier launches have ended; `None` if no launch ever may.
     dependent: Option<AtomicBool>,
 }
 
@@ -195,8 +195,8 @@ impl Cuda {
         self
     }
 
-    /// Returns the same kernels, whose launches may begin before the launches in front of them have ended, on GPUs that
-    /// can do this (compute capability 9.0). Each kernel waits for earlier launches before it reads what they write.
+    /// Returns the same kernels, whose launches may begin before earlier launches have ended, on GPUs that can do this
+    /// (compute capability 9.0). Each kernel waits for earlier launches before it reads what they write.
     ///
     /// # Safety
     ///

@@ -75,7 +75,9 @@ pub enum RuntimeError {
     #[error("the device image has no kernel `{0}`")]
     NoKernel(&'static str),
     /// The kernel needs more shared memory than the processor has.
-    #[error("kernel `{kernel}` needs {needed} bytes of shared memory a CTA, and the device allows {allowed}")]
+    #[error(
+        "kernel `{kernel}` needs {needed} bytes of shared memory per CTA, and the device allows {allowed}"
+    )]
     SharedMemory {
         /// The kernel's name.
         kernel: &'static str,
@@ -107,7 +109,7 @@ pub enum RuntimeError {
         message: String,
     },
     /// A copy exceeds the device memory, or a range of device memory does.
-    #[error("{wanted} elements were asked for, of device memory with {found}")]
+    #[error("{wanted} elements were requested, but the device memory has {found}")]
     CopyLength {
         /// The number of elements that were requested.
         wanted: usize,

@@ -1,7 +1,7 @@
 //! A CUDA runtime for streams and tensors that another framework owns, given by their addresses.
 //!
-//! cudarc cannot wrap a stream that it did not create. Here the owner vouches for its stream, so an engine in
-//! C++ or Python can run the kernels on its own streams, inside its own captures, over its own memory.
+//! cudarc cannot wrap a stream that it did not create. This runtime relies on the owner of the stream instead, so an
+//! engine in C++ or Python can run the kernels on its own streams, inside its own captures, over its own memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! The SIMT emulator: runs the CUDA kernel sources, compiled as C++, on the CPU. Each CUDA thread is a fiber.
 //!
-//! It tests the kernels on machines without a GPU, and is far too slow for anything else. Device memory is
+//! The emulator tests the kernels on machines without a GPU, and is too slow for any other purpose. Device memory is
 //! host memory, and operands are slices. A launch runs to its end at once, on the calling thread.
 
 mod ffi;
@@ -203,11 +203,10 @@ impl Simt {
         Simt { options, limits, context, traffic, calls, recording, order: None, unwaited: None }
     }
 
-    /// Returns the same emulator, on which a launch may begin before the launches in front of it have ended, as with
-    /// programmatic dependent launch on a GPU. The emulator still runs one launch after the other. With
-    /// [`Checking::Accesses`], a launch fails if it accesses memory that a launch in front may not have finished with:
-    /// before it waited for earlier launches, or because a launch between the two did not wait. Allocations and copies are
-    /// full barriers.
+    /// Returns the same emulator, on which a launch may begin before earlier launches have ended, as with programmatic
+    /// dependent launch on a GPU. The emulator still runs one launch after the other. With [`Checking::Accesses`], a
+    /// launch fails if it accesses memory that an earlier launch may not have finished with: before it waited for
+    /// earlier launches, or because a launch between the two did not wait. Allocations and copies are full barriers.
     #[must_use]
     pub fn with_dependent_launches(mut self) -> Self {
         let checked = self.options.checking == Checking::Accesses;
@@ -243,7 +242,7 @@ impl Simt {
         self.order.as_ref().map(|order| order.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs a launch that begins when all launches in front of it have ended.
+    /// Runs a launch that begins when all earlier launches have ended.
     ///
     /// # Safety
     ///

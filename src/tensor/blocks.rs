@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use half::f16;
 
-/// The most elements in a block.
+/// The maximum number of elements in a block.
 pub const MAX_BLOCK_LEN: usize = 256;
 
 /// Formats of quantised blocks that a [`Tensor`](super::Tensor) can hold. The parts of a block are listed in storage

@@ -107,7 +107,7 @@ fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
         if !products.is_row_invariant() {
             continue;
         }
-        // A row of a row-invariant product has the same bits beside any other rows.
+        // A row of a row-invariant product has the same bits whatever other rows the product has.
         let bits = |row: usize| found[row * stride..][..out_cols].iter().map(|x| x.to_bits()).collect();
         if rows.len() == ROWS {
             first_bits = (0..ROWS).map(bits).collect::<Vec<Vec<u32>>>();

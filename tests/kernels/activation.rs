@@ -73,7 +73,7 @@ fn check_with<T: Half>(
 
     let bonus = halves(seed ^ 5, 2 * cols);
     // There are bonus rows 0 and 1, so −1, 2 and −2 are no indices of a bonus row. Index −1 asks for no bonus row and
-    // is no error.
+    // is not an error.
     let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
     let before = &x[..rows * cols];
     let (mut hidden, mut error) = (bench.memory(before), bench.memory(&[0]));

@@ -71,7 +71,7 @@ fn check_with<T: Half>(bench: &Bench, cols: usize, ids: &[i32], seed: u64) -> Re
     };
     kernels.gather(stream, &args).unwrap();
     drop(args);
-    // Index −1 asks for a row of zeros and is no error.
+    // Index −1 asks for a row of zeros and is not an error.
     prop_assert_eq!(bench.host(&error), [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
     let (out, zeros) = (bench.host(&out), vec![T::rounded(0.0); cols]);
     for (row, &id) in out.chunks(cols).zip(ids) {

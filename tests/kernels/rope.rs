@@ -126,7 +126,7 @@ struct AppendCase {
     q_heads: usize,
     normed: bool,
     head_major: bool,
-    /// True if q, k and v are in tensors of their own.
+    /// True if q, k and v are in separate tensors.
     separate: bool,
     padding: usize,
 }

@@ -85,7 +85,7 @@ fn refused_engines() {
     let (target, _) = spec.weights();
     let without_drafter = || Model::new(cpu(1), &target, None).unwrap();
     let refused = |engine: Result<Engine<Cpu>, DecodeError>, name: &str| {
-        let expected = format!("mode `{name}` needs a drafter; without one only `ar` runs");
+        let expected = format!("mode `{name}` needs a drafter; without a drafter, only `ar` runs");
         assert_eq!(engine.err().unwrap().to_string(), expected);
     };
     for mode in [Mode::Parallel, Mode::Sequential] {
@@ -112,14 +112,14 @@ impl Policy for Insisting {
     }
 }
 
-/// An engine refuses to draft with Orthrus in the pass that verifies: the mask groups of an Orthrus drafter begin with
+/// An engine refuses to draft with Orthrus in the verification pass: the mask groups of an Orthrus drafter begin with
 /// the bonus token, which is known only after that pass.
 #[test]
 fn orthrus_does_not_draft_while_it_verifies() {
     let spec = Spec::default().with_orthrus();
     let refusal = |mode| {
         format!(
-            "mode `{mode}` drafts in the pass that verifies; a mask group of Orthrus begins with the bonus token, \
+            "mode `{mode}` drafts in the verification pass; a mask group of Orthrus begins with the bonus token, \
              which is known only after that pass, so `sequential`, `auto` and `ar` run"
         )
     };

@@ -10,7 +10,7 @@ use crate::checkpoint::write_whole;
 use crate::data::Source;
 use crate::error::{Result, TuneError};
 
-/// How the prompts of a measurement were rendered.
+/// The way in which the prompts of a measurement were rendered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendered {
     /// Hash of the chat template; `None` for prompts without a template.

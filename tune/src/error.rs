@@ -33,7 +33,7 @@ pub enum TuneError {
     File {
         /// Path of the invalid file.
         path: PathBuf,
-        /// What is wrong with the file, and where.
+        /// The problem in the file, and its place.
         reason: String,
     },
     /// A setting that is invalid by itself or for this target.
@@ -63,7 +63,7 @@ pub enum TuneError {
     Pick {
         /// Index of the transcript, from 0.
         transcript: usize,
-        /// What the transcript or one of its anchors lacks.
+        /// The missing part of the transcript or of one of its anchors.
         reason: String,
     },
     /// A run that is continued with another target, other data or other settings than it began with.
@@ -74,7 +74,7 @@ pub enum TuneError {
     OtherRun {
         /// Path of the other run's checkpoint or folder.
         path: PathBuf,
-        /// What differs between the runs: the target, the data or a setting.
+        /// The difference between the runs: the target, the data or a setting.
         what: &'static str,
         /// The value that the run began with.
         found: String,

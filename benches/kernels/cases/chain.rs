@@ -1,4 +1,4 @@
-//! Benchmark cases of the kernels of Chained Calibration: the choice of the likeliest ids, the scores of all pairs of
+//! Benchmark cases of the kernels of Chained Calibration: the choice of the most likely ids, the scores of all pairs of
 //! neighbouring tokens, and the walk that draws the tokens.
 
 use std::marker::PhantomData;

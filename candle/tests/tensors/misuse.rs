@@ -97,7 +97,7 @@ fn shapes() {
         ),
         (
             text(kernels.silu_mul(&zeros(&[2, 17], DType::BF16))),
-            "silu_mul: operand `x` has 34 elements, and 32 were expected",
+            "silu_mul: operand `x` has 34 elements, expected 32",
         ),
     ];
     for (found, expected) in cases {

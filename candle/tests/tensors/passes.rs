@@ -71,7 +71,7 @@ fn rope_append_and_attention_of<T: Half>(
     let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim: if wide { 128 } else { 64 } };
     let AttentionShape { q_heads, head_dim, .. } = shape;
     let (pass, paging) = (random_pass(&mut noise), Paging { pages: 12, page_size: PAGE_SIZE });
-    // Tensors of their own have no padding.
+    // Separate tensors have no padding.
     let rows = pass.total_rows() + if separate { 0 } else { noise.below(2) };
     let mut expected_pass = PassTables::new(simt, &stream, 3, 4).unwrap();
     expected_pass.upload(simt, &stream, &pass, paging).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests share: random operands, and comparisons of bits.
+//! Helpers that the tests share: random operands, and comparisons of bits.
 
 use bytemuck::Pod;
 use candle_core::{Device, Tensor, WithDType};

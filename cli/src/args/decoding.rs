@@ -12,8 +12,8 @@ use super::at_least_one;
 
 #[derive(Clone, Debug, Args)]
 pub struct DecodingArgs {
-    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto`: by what steps cost and
-    /// drafts bring, per sequence and step [default: auto; parallel for the bundled pair]
+    /// When to draft: `parallel` during verification, `sequential` after verification, `ar` never; `auto` chooses per
+    /// sequence and step, from the cost of steps and the value of drafts [default: auto; parallel for the bundled pair]
     #[arg(long, value_enum, help_heading = "Decoding")]
     pub mode: Option<ModeChoice>,
     /// How to accept drafts if the temperature is above 0
@@ -31,7 +31,7 @@ pub struct DecodingArgs {
         help_heading = "Decoding"
     )]
     pub confidence_threshold: f32,
-    /// Number that is compared with --confidence-threshold
+    /// The value that is compared with --confidence-threshold
     #[arg(long, value_enum, default_value_t, value_name = "STRATEGY", help_heading = "Decoding")]
     pub confidence_strategy: StrategyChoice,
     /// Largest number of new tokens; the model's context limits it too
@@ -40,20 +40,20 @@ pub struct DecodingArgs {
     /// Positions for prompt and output together, in place of the model's own limit
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Decoding")]
     pub context: Option<NonZeroUsize>,
-    /// Read every prompt from its beginning, even if the cache has the keys and values of its first tokens. No result
-    /// depends on it
+    /// Compute every prompt from its beginning, even if the cache has the keys and values of its first tokens. The
+    /// option changes no result
     #[arg(long, help_heading = "Decoding")]
     pub no_prefix_cache: bool,
-    /// Let `--mode auto` learn what steps cost from its own steps only, without measuring some steps first
+    /// Let `--mode auto` learn the cost of steps only from the steps that it runs, without measuring some steps first
     #[arg(long, help_heading = "Decoding")]
     pub no_probe: bool,
-    /// Write to stderr, for each step, what `--mode auto` chose and the steps that it compared
+    /// Write to stderr, for each step, the choice of `--mode auto` and the alternatives that it compared
     #[arg(long, help_heading = "Decoding")]
     pub explain: bool,
     /// Continue after an end-of-sequence token
     #[arg(long, help_heading = "Decoding")]
     pub ignore_eos: bool,
-    /// Stop before this text; may be given several times. A newline is a newline, not `\\n`
+    /// Stop before this text; may be given several times. Write a newline as an actual line break, not as `\\n`
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Decoding")]
     pub stop: Vec<String>,
 }
@@ -92,10 +92,10 @@ impl ModeChoice {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RuleChoice {
-    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual
+    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual distribution
     #[default]
     Rejection,
-    /// Accepts the whole block at once, and at least as much on average as `rejection`
+    /// Accepts by the joint probability of the block; on average at least as many tokens as `rejection`
     Block,
     /// Accepts while the target draws the same token; gives the tokens of `--mode ar` with this seed
     Match,
@@ -127,7 +127,7 @@ pub enum StrategyChoice {
     /// The product of the confidences from the start of the draft
     #[default]
     CumulativeProduct,
-    /// Each confidence by itself
+    /// The confidence of each token
     MinConfidence,
 }
 

@@ -30,7 +30,7 @@ impl FromStr for DeviceChoice {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ProductsChoice {
-    /// Algorithms that give a row the same bits in every product
+    /// Row-invariant algorithms, which give a row the same bits in every product
     #[default]
     Invariant,
     /// The algorithm that cuBLASLt estimates to be fastest for each number of rows
@@ -53,7 +53,7 @@ pub enum Dtype {
     F32,
     /// bfloat16, as on a GPU
     Bf16,
-    /// Single precision, but 8 bits where quantised weights are multiplied
+    /// Single precision, but activations of 8 bits in products with quantised weights
     Q8,
 }
 
@@ -69,7 +69,7 @@ impl From<Dtype> for Precision {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WeightsChoice {
-    /// As they are in the file, in the memory that the file takes; only on the CPU
+    /// Kept as in the file, in the memory that the file takes; only on the CPU
     Keep,
     /// Converted to bf16 when they are loaded
     Bf16,

@@ -10,7 +10,7 @@ pub enum DrafterSource {
     Random {
         layers: usize,
     },
-    /// No drafter: the tokens that followed where the text's last tokens occurred before.
+    /// No drafter: the tokens that followed an earlier occurrence of the text's last tokens.
     Lookup,
 }
 

@@ -16,7 +16,7 @@ pub struct TemplateArgs {
     /// Let the model answer without thinking, if its chat template has the variable `enable_thinking`
     #[arg(long, overrides_with = "enable_thinking", help_heading = "Chat template")]
     pub no_thinking: bool,
-    /// Set a variable of the chat template; a value that is JSON is taken as JSON, any other as text
+    /// Set a variable of the chat template; a value that is valid JSON is read as JSON, any other value as text
     #[arg(long, value_name = "NAME=VALUE", allow_hyphen_values = true, help_heading = "Chat template")]
     pub template_var: Vec<TemplateVariable>,
     /// A JSON file with the list of tools that the model may call

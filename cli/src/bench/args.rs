@@ -12,11 +12,11 @@ use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, WeightsCho
 /// A way to launch the kernels of a step on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Launches {
-    /// Every kernel by itself
+    /// Every kernel individually
     Each,
-    /// A step that repeats as CUDA graphs
+    /// Repeated steps as CUDA graphs
     Graphs,
-    /// As `graphs`; a kernel may begin before the kernel in front of it has ended
+    /// As `graphs`; a kernel may begin before the previous kernel has ended
     Dependent,
 }
 
@@ -86,7 +86,7 @@ pub struct BenchArgs {
     /// Kinds of steps to time [default: all]
     #[arg(long, value_enum, value_name = "MODE,…", value_delimiter = ',', help_heading = "Steps")]
     pub mode: Vec<StepMode>,
-    /// Acceptance length that throughput is computed with: tokens per step with drafts, at most V + 1
+    /// Acceptance length from which throughput is computed: tokens per step with drafts, at most V + 1
     #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
     pub tau: f64,
 
@@ -94,10 +94,10 @@ pub struct BenchArgs {
     /// mask groups for each of --verify-len
     #[arg(long, conflicts_with_all = ["json", "mode", "groups", "tau"], help_heading = "Output")]
     pub curves: bool,
-    /// Leave out the expected times, for which the command first measures some steps that an engine runs
+    /// Omit the expected times, for which the command first measures some steps of an engine
     #[arg(long, help_heading = "Output")]
     pub no_probe: bool,
-    /// Use less memory and fewer steps, for a first look
+    /// Use less memory and fewer steps, for a quick overview
     #[arg(long, help_heading = "Output")]
     pub quick: bool,
     /// Write JSON lines to stdout as soon as they are known: one for the machine, then one per step

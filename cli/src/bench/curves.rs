@@ -36,7 +36,7 @@ struct Point {
 pub struct Settings<'a> {
     pub verify_lens: &'a [usize],
     pub block_size: usize,
-    /// Whether the model has a drafter, and whether the drafter drafts in the pass that verifies.
+    /// Whether the model has a drafter, and whether the drafter can draft in the verification pass.
     pub drafts: bool,
     pub drafts_in_pass: bool,
     /// Whether fewer rounds are enough.

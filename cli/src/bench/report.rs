@@ -46,7 +46,7 @@ pub struct Measured {
     pub batch: usize,
     /// Number v of draft tokens that the step verifies.
     pub verify_len: usize,
-    /// Number of mask groups in the pass that verifies.
+    /// Number of mask groups in the verification pass.
     pub groups: usize,
     /// Number of repetitions, whose medians are the times.
     pub steps: usize,
@@ -231,7 +231,7 @@ fn header_text(header: &Header) -> String {
         ),
     };
     if let Some(label) = header.label {
-        text += &format!("{label}: a row's result depends on the rows beside it\n");
+        text += &format!("{label}: a row's result depends on the other rows of the product\n");
     }
     // The table has a column for the time to submit a step only if the device is asynchronous.
     let submit = if header.peaks.runs_behind() { "  to submit" } else { "" };

@@ -69,7 +69,7 @@ impl Conversation<'_> {
                 }
                 "/stats" => self.show_stats(last.as_ref(), &all, progress),
                 command if looks_like_a_command(command) => {
-                    progress.note(&format!("{command} is no command. {HELP}"));
+                    progress.note(&format!("{command} is not a command. {HELP}"));
                 }
                 text => {
                     messages.push(ChatMessage::new("user", text));
@@ -139,7 +139,7 @@ impl Conversation<'_> {
         Ok(Ok((sample, stats)))
     }
 
-    /// Says why an answer ended, if it did not end by itself.
+    /// Prints why an answer ended, if the model did not end it.
     fn show_end(&self, answer: &Sample, progress: &Progress) {
         let why = match &answer.finish {
             None => "stopped by Ctrl-C".to_owned(),

@@ -7,7 +7,7 @@ use super::interrupt;
 /// Maximum size of an input line in bytes: more text than any context holds.
 const LINE_LIMIT: usize = 64 << 20;
 
-/// What the user entered.
+/// The user's input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Input {
     /// A line, without the line break and without spaces around it.

@@ -43,7 +43,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, help_heading = "Sampling")]
     pub samples: NonZeroUsize,
 
-    /// With --json, write the log-probability of each new token and of the K likeliest tokens at its place
+    /// With --json, write the log-probability of each new token and of the K most likely tokens at its place
     #[arg(long, value_name = "K", requires = "json", help_heading = "Output")]
     pub logprobs: Option<usize>,
     /// Write only JSON to stdout: one object per sample, with a record of every step

@@ -32,7 +32,7 @@ struct Line<'a> {
     label: Option<&'static str>,
 }
 
-/// The log-probabilities of one output token and of the likeliest tokens at its place; `null` stands for −∞.
+/// The log-probabilities of one output token and of the most likely tokens at its place; `null` stands for −∞.
 #[derive(Serialize)]
 struct Logprobs<'a> {
     logprob: f32,

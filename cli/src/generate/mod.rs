@@ -115,7 +115,7 @@ impl Work for Loaded<'_> {
 struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
-    /// What `--mode auto` knows beforehand of the durations of steps.
+    /// The cost model with which `--mode auto` starts.
     cost: CostModel,
     /// The requested mode, or `ar` without a drafter.
     mode: ModeChoice,

@@ -131,7 +131,7 @@ fn write_report(
         Verdict::Labelled { label, difference } => {
             let seen =
                 difference.as_ref().map_or(String::new(), |difference| format!(" Here, {difference}."));
-            format!("Results are {label}: a row's result depends on the rows beside it.{seen}")
+            format!("Results are {label}: a row's result depends on the other rows of the product.{seen}")
         }
     };
     writeln!(out)?;

@@ -200,8 +200,8 @@ fn failed(id: &RepoId, settings: &Settings, error: &ApiError) -> CliError {
             CliError::Usage(format!("{id} is neither a path nor a model that {endpoint} shows; {token}"))
         }
         Some(code) => CliError::Download(format!("{endpoint} refused to send {id}: status {code}")),
-        None => {
-            CliError::Download(format!("{id} is no path, and cannot be downloaded from {endpoint}: {error}"))
-        }
+        None => CliError::Download(format!(
+            "{id} is not a path, and cannot be downloaded from {endpoint}: {error}"
+        )),
     }
 }

@@ -1,6 +1,6 @@
 //! Names of the files that a model consists of.
 
-/// The names of the small files of a model that the library reads, beside the files with tensors.
+/// The names of the small files of a model that the library reads, in addition to the files with tensors.
 pub const SMALL_FILES: [&str; 8] = [
     "config.json",
     "generation_config.json",

@@ -1,4 +1,4 @@
-//! The probe: what steps cost on this device, measured once and kept in the user's cache folder.
+//! The probe: the cost of steps on this device, measured once and kept in the user's cache folder.
 
 mod kept;
 mod key;

@@ -59,7 +59,7 @@ fn answers_see_the_history_until_it_is_reset() {
             "1 answers: ",
             "A new conversation begins.",
             "There are no answers yet.",
-            "/nonsense is no command.",
+            "/nonsense is not a command.",
         ] {
             assert!(run.stderr.contains(remark), "{remark}: {}", run.stderr);
         }

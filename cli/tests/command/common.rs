@@ -143,7 +143,7 @@ pub struct Sample {
     pub finish_reason: String,
     pub prefill: Option<Block>,
     pub steps: Vec<Step>,
-    /// What the output promises, if it promises less than being lossless.
+    /// The label of the output, if decoding was not guaranteed to be lossless.
     #[serde(default)]
     pub label: Option<String>,
     pub stats: Stats,

@@ -178,7 +178,7 @@ fn models_that_cannot_be_had() {
     assert_eq!((code, text), (Some(2), message));
     let (code, text) = failed("tiny/draft", "http://127.0.0.1:9", &[]);
     assert_eq!(code, Some(1));
-    let start = "error: tiny/draft is no path, and cannot be downloaded from http://127.0.0.1:9: ";
+    let start = "error: tiny/draft is not a path, and cannot be downloaded from http://127.0.0.1:9: ";
     assert!(text.starts_with(start), "{text}");
 }
 

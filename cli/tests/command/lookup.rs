@@ -36,7 +36,7 @@ fn the_report_compares_the_modes_that_there_are() {
 #[test]
 fn what_needs_a_drafter_is_refused() {
     let parallel = run(&[&PROMPT[..], &["--mode", "parallel"]].concat());
-    let refused = "error: mode `parallel` needs a drafter; without one only `ar` runs\n";
+    let refused = "error: mode `parallel` needs a drafter; without a drafter, only `ar` runs\n";
     assert_eq!((parallel.code, parallel.stderr.as_str()), (Some(2), refused));
     let bench = run(&["bench", "--quick", "--draft", "lookup"]);
     let refused = "error: `bench` times the steps of a drafter, and `--draft lookup` has none\n";

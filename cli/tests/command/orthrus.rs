@@ -37,7 +37,7 @@ fn every_mode_but_parallel_gives_the_recorded_tokens() {
     assert!(!report.contains("parallel"), "{report}");
 }
 
-const REFUSED: &str = "error: mode `parallel` drafts in the pass that verifies; a mask group of Orthrus begins with the \
+const REFUSED: &str = "error: mode `parallel` drafts in the verification pass; a mask group of Orthrus begins with the \
     bonus token, which is known only after that pass, so `sequential`, `auto` and `ar` run\n";
 
 #[test]

@@ -140,7 +140,7 @@ fn without_a_drafter_only_ar_runs_and_says_so() {
     assert!(!asked.stderr.contains("There is no drafter"));
     for mode in ["parallel", "sequential"] {
         let refused = run(&[&args[..], &["--mode", mode]].concat());
-        let message = format!("error: mode `{mode}` needs a drafter; without one only `ar` runs\n");
+        let message = format!("error: mode `{mode}` needs a drafter; without a drafter, only `ar` runs\n");
         assert_eq!((refused.code, refused.stderr), (Some(2), message));
     }
 }

@@ -42,7 +42,7 @@ impl Driver {
             if let Some(stream) = self.streams.get_mut(&handle) {
                 stream.finished += 1;
                 if ran.is_err() {
-                    // Nothing runs any more in a context with an error.
+                    // No work runs in a context after an error.
                     stream.finished = stream.issued;
                     stream.waiting.clear();
                 }
@@ -91,7 +91,7 @@ impl Drop for Opened {
 fn run(driver: &mut Driver, work: &Work) -> Outcome {
     driver.clock += work.microseconds();
     let mut opened = Opened(Vec::new());
-    // Only kernels begin before the work in front of them has ended, and only behind kernels.
+    // Only kernels begin before earlier work has ended, and only directly after kernels.
     if matches!(work, Work::Copy { .. } | Work::Fill { .. } | Work::Graph(_)) {
         driver.simt.full_barrier();
     }

@@ -25,7 +25,7 @@ pub struct KernelLaunch {
     /// The parameter struct of the kernel.
     pub params: Arc<[u64]>,
     pub params_bytes: usize,
-    /// Whether the launch may begin before the launch in front of it has ended.
+    /// Whether the launch may begin before the previous launch has ended.
     pub dependent: bool,
 }
 

@@ -227,7 +227,7 @@ fn operands() {
     let short = embedding.launch(|args| args.out.len = 15);
     refused(short, FLEXDRAFT_LENGTH, &["embed", "`out`", "15", "16"]);
     let long = embedding.launch(|args| args.error_word.len = 2);
-    refused(long, FLEXDRAFT_LENGTH, &["`error word`", "2 elements", "1 were expected"]);
+    refused(long, FLEXDRAFT_LENGTH, &["`error word`", "2 elements", "expected 1"]);
     let unaligned = embedding.launch(|args| args.table.data = args.table.data.wrapping_byte_add(2));
     refused(unaligned, FLEXDRAFT_ALIGNMENT, &["`table`", "16 bytes"]);
     for cols in [0, 7, u64::MAX] {
@@ -482,7 +482,7 @@ fn passes() {
     let one = sequence(&pages, 3, 2, 0b1, 4);
     assert_eq!(upload(&[one], 16), Ok(()));
     refused(upload(&[one], 17), FLEXDRAFT_UNSUPPORTED, &["page size", "17"]);
-    refused(upload(&[one, one], 16), FLEXDRAFT_PASS_ROWS, &["number of sequences is 2", "at most 1"]);
+    refused(upload(&[one, one], 16), FLEXDRAFT_PASS_ROWS, &["number of sequences is 2", "the limit is 1"]);
     refused(upload(&[sequence(&[7, 1], 3, 2, 1, 4)], 16), FLEXDRAFT_PASS_ROWS, &["page id 7", "2 pages"]);
     refused(
         upload(&[sequence(&pages, 30, 3, 0, 0)], 16),

@@ -1,4 +1,4 @@
-//! What the tests of the C interface share: the header, a C compiler, operands, and errors.
+//! Helpers that the tests of the C interface share: the header, a C compiler, operands, and errors.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

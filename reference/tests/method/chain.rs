@@ -76,7 +76,7 @@ impl World {
         &self.calibrated[self.pick(context, slot as u64, self.calibrated.len())]
     }
 
-    /// Returns the chained logits of a slot after token `before`, for the `top_k` likeliest ids.
+    /// Returns the chained logits of a slot after token `before`, for the `top_k` most likely ids.
     fn chained(&self, context: &[u32], slot: usize, before: u32, top_k: usize) -> Row {
         let logits = self.calibrated(context, slot);
         let chained: Row = logits.iter().zip(&self.scores[before as usize]).map(|(l, s)| l + s).collect();

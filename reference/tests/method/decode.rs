@@ -167,7 +167,7 @@ fn a_block_of_one_slot_is_autoregressive_under_every_rule() {
     }
 }
 
-/// Drafts that see bias and mask propose no forbidden id. A chain's likeliest ids are chosen after the mask.
+/// Drafts that see bias and mask propose no forbidden id. A chain's most likely ids are chosen after the mask.
 #[test]
 fn drafts_obey_the_mask_if_the_request_asks() {
     let chain = |chain| Shape { chain: Some(chain), ..Shape::TINY };

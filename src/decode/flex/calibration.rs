@@ -1,17 +1,17 @@
-//! ConfidenceCalibration: how often draft tokens of a confidence are accepted.
+//! Calibration of confidences: how often draft tokens with a given confidence are accepted.
 //!
-//! A confidence says how likely the drafter thinks its token is. Some drafters are too sure of themselves, and slots
-//! differ. The calibration keeps, per range of confidences and per slot, how far acceptance was from confidence on
-//! average, given that all earlier tokens of the draft were accepted. Both corrections begin at 0 and count for more the more
-//! tokens were verified.
+//! A confidence is the drafter's probability of its own token. Some drafters are overconfident, and slots differ. The
+//! calibration keeps, per range of confidences and per slot, the average difference between acceptance and confidence,
+//! given that all earlier tokens of the draft were accepted. Both corrections begin at 0 and gain weight with the
+//! number of verified tokens.
 
 /// Upper limits of the ranges of confidences.
 const LIMITS: [f32; 12] = [0.05, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97, 0.99, f32::INFINITY];
 
-/// Number of verified tokens at which a correction counts for one half.
+/// Number of verified tokens at which a correction has half of its full weight.
 const PRIOR: f64 = 8.0;
 const SLOT_PRIOR: f64 = 24.0;
-/// The most verified tokens that a correction remembers.
+/// The maximum number of verified tokens that a correction averages over.
 const MEMORY: f64 = 400.0;
 
 /// The average of acceptance minus expectation.
@@ -36,7 +36,7 @@ impl Surplus {
     }
 }
 
-/// What acceptance showed of the confidences so far.
+/// The corrections of confidences that were learned from verifications.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConfidenceCalibration {
     ranges: [Surplus; LIMITS.len()],

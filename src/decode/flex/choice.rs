@@ -1,34 +1,35 @@
-//! The choice of a step: verify lengths and group sets of all sequences, by what they cost and what they bring.
+//! The choice of a step: verify lengths and group sets of all sequences, by their cost and their gain.
 //!
-//! A step is worth its expected tokens, plus the value of the drafts that it makes, minus its duration at a price: the
-//! tokens that the same time would bring otherwise. That price is the rate that the policy has reached. A step of larger worth
-//! than the steps so far therefore raises the rate, and with it the price (fractional programming: Dinkelbach 1967).
+//! The worth of a step is its expected number of tokens, plus the value of the drafts that it makes, minus the price of
+//! its duration: the tokens that the same time would yield otherwise. The price of time is the rate that the policy has
+//! reached. A step of larger worth than earlier steps therefore raises the rate, and with the rate the price
+//! (fractional programming: Dinkelbach 1967).
 
 use super::cost::{CostModel, StepShape};
 use crate::decode::explanation::Alternative;
 use crate::layout::GroupSet;
 
-/// A group set leaves out the accepted lengths that are less likely than one of these chances.
+/// The probabilities below which a group set leaves an accepted length out; one plan is made for each.
 const LEFT_OUT: [f32; 6] = [0.0, 0.003, 0.01, 0.03, 0.1, 0.25];
 
-/// The chance of a draft token below which verifying it is not considered.
+/// The acceptance probability below which verifying a draft token is not considered.
 const LEAST_CHANCE: f32 = 0.004;
 
-/// The most verify lengths of the batch, as sums over its sequences, that are compared.
+/// The maximum number of total verify lengths (sums over the sequences of the batch) that are compared.
 const COMPARED: usize = 192;
 
-/// What the choice needs to know about a sequence.
+/// The properties of a sequence that the choice depends on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Prospect {
-    /// Rows that the step reads; 0 if it decodes.
+    /// Number of prompt rows that the step computes; 0 if the sequence decodes.
     pub(super) reads: usize,
-    /// Positions in the cache.
+    /// Number of cached positions.
     pub(super) cached: usize,
-    /// S.
+    /// S: the block size.
     pub(super) slots: usize,
-    /// The verify length, if it is not for the batch to choose.
+    /// The verify length, if the batch may not choose it.
     pub(super) fixed: Option<usize>,
-    /// The chances that the first j + 1 draft tokens are all accepted `[0 to S − 1]`.
+    /// The chance that the first j + 1 draft tokens are all accepted, for each slot j from 0 on.
     pub(super) survival: Vec<f32>,
     /// The value of the next draft in tokens, if it may be made.
     pub(super) value: Option<f64>,
@@ -60,14 +61,14 @@ impl Prospect {
     }
 }
 
-/// How the step drafts.
+/// The way in which the step drafts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum DraftingWay {
     /// No sequence drafts.
     None,
-    /// Some sequences draft, in a pass of their own.
+    /// Some sequences draft, in a separate drafting pass.
     Apart,
-    /// Sequences draft in the pass that verifies, for all accepted lengths with at least this chance.
+    /// Sequences draft in the verification pass, for all accepted lengths with at least this chance.
     InPass(f32),
 }
 
@@ -76,23 +77,23 @@ impl DraftingWay {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::None => "no drafts",
-            Self::Apart => "drafts apart",
-            Self::InPass(_) => "drafts in the pass",
+            Self::Apart => "separate drafts",
+            Self::InPass(_) => "parallel drafts",
         }
     }
 }
 
-/// A plan of a step.
+/// A plan for a step.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct BatchPlan {
     pub(super) drafting: DraftingWay,
-    /// v of each sequence.
+    /// The verify length v of each sequence.
     pub(super) verify_lens: Vec<usize>,
     /// Whether each sequence drafts.
     pub(super) drafts: Vec<bool>,
-    /// K of each sequence.
+    /// The group set K of each sequence.
     pub(super) groups: Vec<GroupSet>,
-    /// The expected tokens and the value of the drafts, in tokens.
+    /// The expected number of tokens plus the value of the drafts, in tokens.
     pub(super) tokens: f64,
     /// The expected duration in seconds.
     pub(super) seconds: f64,
@@ -121,12 +122,13 @@ impl BatchPlan {
 /// The plans that are compared for a step, and the numbers that they share.
 pub(super) struct Planner<'a> {
     cost: &'a CostModel,
-    candidates: &'a [Prospect],
-    /// Tokens per second.
+    prospects: &'a [Prospect],
+    /// The price of time in tokens per second.
     price: f64,
-    /// Draft tokens that may be verified: chance, sequence, verify length that includes the token. Descending chances.
+    /// Draft tokens that may be verified, by descending chance: the chance, the sequence, and the verify length that
+    /// includes the token.
     slots: Vec<(f32, usize, usize)>,
-    /// The step without any draft token whose verification is for the batch to choose, and without drafts.
+    /// The step that verifies only draft tokens that must be verified, and makes no drafts.
     base: StepShape,
     /// Tokens of the base step.
     base_tokens: f64,
@@ -134,55 +136,55 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(cost: &'a CostModel, candidates: &'a [Prospect], price: f64) -> Self {
+    pub(super) fn new(cost: &'a CostModel, prospects: &'a [Prospect], price: f64) -> Self {
         let (mut base, mut base_tokens) = (StepShape::default(), 0.0);
         let (mut slots, mut base_lens) = (Vec::new(), Vec::new());
-        for (index, candidate) in candidates.iter().enumerate() {
-            let fixed = candidate.fixed.unwrap_or(0);
+        for (index, prospect) in prospects.iter().enumerate() {
+            let fixed = prospect.fixed.unwrap_or(0);
             base.sequences += 1;
-            base.reads += candidate.reads;
-            base.cached += candidate.cached;
-            base.candidates += if candidate.reads > 0 { candidate.reads } else { fixed + 1 };
+            base.reads += prospect.reads;
+            base.cached += prospect.cached;
+            base.candidates += if prospect.reads > 0 { prospect.reads } else { fixed + 1 };
             base_lens.push(fixed);
-            if candidate.draws {
+            if prospect.draws {
                 base_tokens += 1.0;
                 base_tokens +=
-                    candidate.survival.iter().take(fixed).map(|&chance| f64::from(chance)).sum::<f64>();
+                    prospect.survival.iter().take(fixed).map(|&chance| f64::from(chance)).sum::<f64>();
             }
-            if candidate.fixed.is_none() && candidate.reads == 0 {
-                let chances = candidate.survival.iter().enumerate();
+            if prospect.fixed.is_none() && prospect.reads == 0 {
+                let chances = prospect.survival.iter().enumerate();
                 let likely = chances.take_while(|&(_, &chance)| chance >= LEAST_CHANCE);
                 slots.extend(likely.map(|(slot, &chance)| (chance, index, slot + 1)));
             }
         }
         slots.sort_by(|a, b| b.0.total_cmp(&a.0));
-        Self { cost, candidates, price, slots, base, base_tokens, base_lens }
+        Self { cost, prospects, price, slots, base, base_tokens, base_lens }
     }
 
-    /// Returns the base step: nothing is verified that does not have to be, and nothing is drafted.
+    /// Returns the base step, which verifies only draft tokens that must be verified and makes no drafts.
     pub(super) fn base(&self) -> &StepShape {
         &self.base
     }
 
     /// Returns the best plan without drafts, if no sequence must draft.
     pub(super) fn without_drafts(&self) -> Option<BatchPlan> {
-        if self.candidates.iter().any(|candidate| candidate.must_draft && candidate.draws) {
+        if self.prospects.iter().any(|prospect| prospect.must_draft && prospect.draws) {
             return None;
         }
         Some(self.with_drafts_apart(0))
     }
 
-    /// Returns the best plan that drafts in a pass of its own, for at least `least` sequences.
+    /// Returns the best plan with a separate drafting pass, for at least `least` sequences.
     pub(super) fn apart(&self, least: usize) -> Option<BatchPlan> {
         let order = self.drafting_order();
-        let must = order.iter().filter(|&&index| self.candidates[index].must_draft).count();
+        let must = order.iter().filter(|&&index| self.prospects[index].must_draft).count();
         let (mut rows, mut cached, mut value) = (0, 0, 0.0);
         let mut best: Option<(f64, usize)> = None;
         for (count, &index) in (1..).zip(&order) {
-            let candidate = &self.candidates[index];
-            rows += candidate.slots;
-            cached += candidate.cached;
-            value += candidate.value.unwrap_or(0.0);
+            let prospect = &self.prospects[index];
+            rows += prospect.slots;
+            cached += prospect.cached;
+            value += prospect.value.unwrap_or(0.0);
             let with = StepShape { draft_rows: rows, draft_cached: cached, ..self.base };
             let worth = value - self.price * self.cost.seconds(&with);
             if count >= must.max(least).max(1) && best.is_none_or(|(most, _)| worth > most) {
@@ -192,27 +194,28 @@ impl<'a> Planner<'a> {
         best.map(|(_, count)| self.with_drafts_apart(count))
     }
 
-    /// Returns the sequences that may draft: first those that must, then by the value of their drafts.
+    /// Returns the sequences that may draft: first the sequences that must draft, then the others by descending value
+    /// of their drafts.
     fn drafting_order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.candidates.len())
-            .filter(|&index| self.candidates[index].draws && self.candidates[index].value.is_some())
+        let mut order: Vec<usize> = (0..self.prospects.len())
+            .filter(|&index| self.prospects[index].draws && self.prospects[index].value.is_some())
             .collect();
         let key = |index: usize| {
-            let candidate = &self.candidates[index];
-            if candidate.must_draft { f64::INFINITY } else { candidate.value.unwrap_or(0.0) }
+            let prospect = &self.prospects[index];
+            if prospect.must_draft { f64::INFINITY } else { prospect.value.unwrap_or(0.0) }
         };
         order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
         order
     }
 
-    /// Returns the plan in which the first `count` sequences of the drafting order draft in a pass of their own.
+    /// Returns the plan in which the first `count` sequences of the drafting order draft in a separate pass.
     fn with_drafts_apart(&self, count: usize) -> BatchPlan {
         let order = self.drafting_order();
         let drafting = &order[..count];
         let mut shape = self.base;
         for &index in drafting {
-            shape.draft_rows += self.candidates[index].slots;
-            shape.draft_cached += self.candidates[index].cached;
+            shape.draft_rows += self.prospects[index].slots;
+            shape.draft_cached += self.prospects[index].cached;
         }
         let stride = self.slots.len().div_ceil(COMPARED).max(1);
         let (mut gained, mut best) = (0.0, (f64::NEG_INFINITY, 0, 0.0));
@@ -234,27 +237,27 @@ impl<'a> Planner<'a> {
             verify_lens[index] = length;
         }
         shape.candidates += taken;
-        let mut drafts = vec![false; self.candidates.len()];
+        let mut drafts = vec![false; self.prospects.len()];
         drafting.iter().for_each(|&index| drafts[index] = true);
-        let value: f64 = drafting.iter().map(|&index| self.candidates[index].value.unwrap_or(0.0)).sum();
+        let value: f64 = drafting.iter().map(|&index| self.prospects[index].value.unwrap_or(0.0)).sum();
         BatchPlan {
             drafting: if count == 0 { DraftingWay::None } else { DraftingWay::Apart },
             verify_lens,
             drafts,
-            groups: vec![GroupSet::NONE; self.candidates.len()],
+            groups: vec![GroupSet::NONE; self.prospects.len()],
             tokens: self.base_tokens + gained + value,
             seconds: self.cost.seconds(&shape),
             shape,
         }
     }
 
-    /// Returns the best plan that drafts in the pass that verifies, for all sequences whose draft is worth its rows.
+    /// Returns the best plan that drafts in the verification pass, for all sequences whose draft is worth its rows.
     pub(super) fn in_pass(&self) -> Option<BatchPlan> {
         let drafting: Vec<usize> = self
             .drafting_order()
             .into_iter()
             .filter(|&index| {
-                self.candidates[index].must_draft || self.candidates[index].value.unwrap_or(0.0) > 0.0
+                self.prospects[index].must_draft || self.prospects[index].value.unwrap_or(0.0) > 0.0
             })
             .collect();
         if drafting.is_empty() {
@@ -264,19 +267,19 @@ impl<'a> Planner<'a> {
         plans.max_by(|a, b| a.worth(self.price).total_cmp(&b.worth(self.price)))
     }
 
-    /// Returns the plan in which the sequences `drafting` draft in the pass that verifies, with groups for all accepted
+    /// Returns the plan in which the sequences `drafting` draft in the verification pass, with groups for all accepted
     /// lengths of at least the chance `least`.
     fn with_groups(&self, drafting: &[usize], least: f32) -> BatchPlan {
-        let mut drafts = vec![false; self.candidates.len()];
+        let mut drafts = vec![false; self.prospects.len()];
         drafting.iter().for_each(|&index| drafts[index] = true);
         let mut verify_lens = self.base_lens.clone();
         let mut sweep = Sweep { shape: self.base, hit: 0.0, missed_rows: 0.0, missed_cached: 0.0 };
-        let mut parts: Vec<(usize, f32)> = vec![(0, 0.0); self.candidates.len()];
+        let mut parts: Vec<(usize, f32)> = vec![(0, 0.0); self.prospects.len()];
         for &index in drafting {
-            let candidate = &self.candidates[index];
-            let (groups, miss) = candidate.groups(verify_lens[index], least);
+            let prospect = &self.prospects[index];
+            let (groups, miss) = prospect.groups(verify_lens[index], least);
             parts[index] = (groups.iter().count(), miss);
-            sweep.add(candidate, parts[index], 1.0);
+            sweep.add(prospect, parts[index], 1.0);
         }
         let stride = self.slots.len().div_ceil(COMPARED).max(1);
         let (mut gained, mut best) = (0.0, (f64::NEG_INFINITY, 0, 0.0, 0.0, StepShape::default()));
@@ -286,11 +289,11 @@ impl<'a> Planner<'a> {
                 gained += f64::from(chance);
                 sweep.shape.candidates += 1;
                 if drafts[index] {
-                    let candidate = &self.candidates[index];
-                    sweep.add(candidate, parts[index], -1.0);
-                    // The token splits the chance of the longest accepted length in two.
+                    let prospect = &self.prospects[index];
+                    sweep.add(prospect, parts[index], -1.0);
+                    // Verifying one more token splits the chance of the longest accepted length in two.
                     let (count, miss) = parts[index];
-                    let before = candidate.survival_to(length - 1);
+                    let before = prospect.survival_to(length - 1);
                     let had = before >= least;
                     let (stays, comes) = (before - chance >= least, chance >= least);
                     let count = count - usize::from(had) + usize::from(stays) + usize::from(comes);
@@ -299,7 +302,7 @@ impl<'a> Planner<'a> {
                         + left_out(before - chance, stays)
                         + left_out(chance, comes);
                     parts[index] = (count, miss.clamp(0.0, 1.0));
-                    sweep.add(candidate, parts[index], 1.0);
+                    sweep.add(prospect, parts[index], 1.0);
                 }
             }
             if taken % stride == 0 || taken == self.slots.len() {
@@ -314,14 +317,14 @@ impl<'a> Planner<'a> {
         for &(_, index, length) in &self.slots[..taken] {
             verify_lens[index] = length;
         }
-        let groups = (0..self.candidates.len()).map(|index| {
+        let groups = (0..self.prospects.len()).map(|index| {
             if drafts[index] {
-                self.candidates[index].groups(verify_lens[index], least).0
+                self.prospects[index].groups(verify_lens[index], least).0
             } else {
                 GroupSet::NONE
             }
         });
-        let value: f64 = drafting.iter().map(|&index| self.candidates[index].value.unwrap_or(0.0)).sum();
+        let value: f64 = drafting.iter().map(|&index| self.prospects[index].value.unwrap_or(0.0)).sum();
         BatchPlan {
             drafting: DraftingWay::InPass(least),
             groups: groups.collect(),
@@ -346,13 +349,13 @@ struct Sweep {
 
 impl Sweep {
     /// Adds the groups of a sequence, or takes them away if `sign` is −1.
-    fn add(&mut self, candidate: &Prospect, (groups, miss): (usize, f32), sign: f64) {
+    fn add(&mut self, prospect: &Prospect, (groups, miss): (usize, f32), sign: f64) {
         let miss = f64::from(miss);
         self.hit += sign * (1.0 - miss).max(1e-9).ln();
-        self.missed_rows += sign * miss * candidate.slots as f64;
-        self.missed_cached += sign * miss * candidate.cached as f64;
-        let rows = groups * candidate.slots;
-        let cached = groups * candidate.cached;
+        self.missed_rows += sign * miss * prospect.slots as f64;
+        self.missed_cached += sign * miss * prospect.cached as f64;
+        let rows = groups * prospect.slots;
+        let cached = groups * prospect.cached;
         if sign > 0.0 {
             self.shape.mask_rows += rows;
             self.shape.group_cached += cached;
@@ -362,7 +365,7 @@ impl Sweep {
         }
     }
 
-    /// Returns the expected duration in seconds, and the likeliest shape.
+    /// Returns the expected duration in seconds, and the more likely shape.
     fn seconds(&self, cost: &CostModel) -> (f64, StepShape) {
         let seconds = cost.seconds(&self.shape);
         let missed = 1.0 - self.hit.min(0.0).exp();

@@ -1,13 +1,14 @@
-//! The cost model: the duration of a step from what the step runs.
+//! The cost model: predicts the duration of a step from its shape.
 //!
-//! The model is a sum of parts shaped like a machine: a constant per step and per pass (weights are read once, kernels are
-//! launched), a price per row that changes between powers of two (a pass is bound by reading weights up to some number of
-//! rows, and by arithmetic beyond), and a price per cached position. Mask rows run in the tail layers only, on top of the
-//! candidate rows, so that they are free as long as the weights bound the tail.
+//! The model is a sum of terms that reflect the hardware: a constant per step and per pass (weights are read once,
+//! kernels are launched), a price per row that changes at fixed numbers of rows (a pass is bound by reading weights up
+//! to some number of rows, and by arithmetic beyond it), and a price per cached position. Mask rows run only in the
+//! tail layers, in addition to the candidate rows, so mask rows are free as long as reading the weights bounds the
+//! tail.
 //!
-//! Prices are never negative, so that a pass never gets cheaper with more rows, and the price of a row never falls. Least squares fit the
-//! prices to the steps that run; old steps lose weight. One factor on all prices follows changes of the whole machine's
-//! speed.
+//! Prices are never negative, so a pass never gets cheaper with more rows, and the price of a row never falls.
+//! Non-negative least squares fit the prices to the steps that run; old steps lose weight. One factor on all prices
+//! follows changes of the machine's speed.
 
 use super::super::policy::StepView;
 
@@ -30,41 +31,42 @@ const PRICES: usize = DRAFTING + 6;
 
 type Vector = [f64; PRICES];
 
-/// Number of steps after which a step counts for 1/e in the fit, and the same number for the memory of all steps, which has
-/// a small share in the fit: it knows the steps that have not been taken for long.
+/// Number of steps after which the weight of a step in the fit has fallen to 1/e, for the recent steps and for the
+/// long-term memory. The long-term memory has a small share in the fit; it preserves measurements of steps that have
+/// not run for a long time.
 const MEMORY: f64 = 300.0;
 const LONG_MEMORY: f64 = 20_000.0;
 const LONG_SHARE: f64 = 0.3;
-/// Number of rounds of coordinate descent after each of the first steps, and after each later step. Every fit begins at
-/// the prices of the fit before.
+/// Number of rounds of coordinate descent after each of the first steps, and after each later step. Every fit starts
+/// from the prices of the previous fit.
 const FIRST_ROUNDS: usize = 40;
 const ROUNDS: usize = 8;
 const FIRST_STEPS: u64 = 64;
 /// Number of steps between two fits, after the first steps.
 const FIT_EVERY: u64 = 4;
-/// Change of a price in a round, as a fraction of its [`spread`], below which further rounds change nothing.
+/// Change of a price in a round, as a fraction of its [`spread`], below which the fit has converged.
 const SETTLED: f64 = 1e-9;
-/// Smallest and largest relative standard deviation of a step's duration that the model believes in.
+/// Lower and upper limit of the estimated relative standard deviation of a step's duration.
 const LEAST_NOISE: f64 = 0.03;
 const MOST_NOISE: f64 = 0.3;
-/// Number of standard deviations from which a duration is an outlier.
+/// Number of standard deviations beyond which a duration is an outlier.
 const OUTLIER: f64 = 3.5;
-/// Relative error of an expected duration up to which the duration is well known.
+/// Relative error of an expected duration below which the expectation counts as reliable.
 const WELL_KNOWN: f64 = 0.1;
-/// Number of outliers on one side, among the last [`SUSPECTS`] steps, that are a change of the machine's speed.
+/// Number of outliers on one side, among the last [`SUSPECTS`] steps, that count as a change of the machine's speed.
 const CHANGE: usize = 4;
 const SUSPECTS: usize = 6;
 
-/// What a step runs, in the numbers that its duration depends on.
+/// The shape of a step: the numbers on which its duration depends.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepShape {
     /// Number of sequences.
     pub sequences: usize,
-    /// Prospect rows of the pass that verifies, rows of prompts included.
+    /// Candidate rows of the verification pass, including rows of prompts.
     pub candidates: usize,
-    /// How many of the candidate rows read prompts.
+    /// The number of candidate rows that are tokens of prompts.
     pub reads: usize,
-    /// Mask rows of the pass that verifies.
+    /// Mask rows of the verification pass.
     pub mask_rows: usize,
     /// Cached positions of all sequences.
     pub cached: usize,
@@ -94,12 +96,12 @@ impl StepShape {
         shape
     }
 
-    /// Returns the step with one row in the place of the prompts' rows.
+    /// Returns the shape of the step without its rows of prompts, but with at least one row.
     pub(super) fn without_reads(&self) -> Self {
         Self { candidates: (self.candidates - self.reads).max(1), reads: 0, ..*self }
     }
 
-    /// Returns, for each price, how many of its units the step has.
+    /// Returns the number of units of each price in the step.
     fn units(&self) -> Vector {
         let mut units = [0.0; PRICES];
         units[STEP] = 1.0;
@@ -147,25 +149,26 @@ impl Equations {
 /// A model of a step's duration, fitted to the steps that ran.
 #[derive(Clone, Debug)]
 pub struct CostModel {
-    /// Seconds of one unit of each part, before `speed`.
+    /// Seconds per unit of each term, before the factor `speed`.
     prices: Vector,
-    /// What the prices were before anything was measured.
+    /// The prices before any measurement.
     prior: Vector,
-    lately: Equations,
-    ever: Equations,
+    recent: Equations,
+    long_term: Equations,
     /// Factor on all prices.
     speed: f64,
     /// Relative standard deviation of a step's duration around the model.
     noise: f64,
-    /// Logarithms of seen over predicted durations of the last outliers, and how many steps ago they were.
+    /// The last outliers: the logarithm of the measured over the predicted duration, and the number of steps since
+    /// then.
     suspects: Vec<(f64, usize)>,
-    /// Number of steps that the model has seen.
+    /// Number of steps that the model was fitted to.
     steps: u64,
 }
 
 impl Default for CostModel {
-    /// Returns a model of an unknown machine. Its first step sets the speed; the relations between the prices begin as on
-    /// a machine that computes some tens of rows in the time to read the weights, with errors as large as the prices.
+    /// Returns a model of an unknown machine. The first step sets the speed. The ratios between the prices start as on
+    /// a machine that computes a few tens of rows in the time to read the weights, with errors as large as the prices.
     fn default() -> Self {
         let mut prices = [0.0; PRICES];
         prices[STEP] = 1.0;
@@ -182,8 +185,8 @@ impl Default for CostModel {
         Self {
             prices,
             prior: prices,
-            lately: Equations::new(),
-            ever: Equations::new(),
+            recent: Equations::new(),
+            long_term: Equations::new(),
             speed: 1.0,
             noise: 0.1,
             suspects: Vec::new(),
@@ -192,8 +195,8 @@ impl Default for CostModel {
     }
 }
 
-/// Returns how far a price may be from its prior: the standard deviation before anything was measured. A row costs no more
-/// than the step without rows; above a number of rows, no more than that share of the step.
+/// Returns the standard deviation of a price before any measurement. The standard deviation of a row's price is half of
+/// the price of a step; of the increase at a number of rows, a correspondingly smaller fraction.
 fn spread(index: usize) -> f64 {
     let row = |knot: f64| 0.5 / (1.0 + knot);
     match index {
@@ -212,10 +215,10 @@ impl CostModel {
     /// Returns the expected duration of a step in seconds.
     pub fn seconds(&self, shape: &StepShape) -> f64 {
         let units = shape.units();
-        self.of_units(&units)
+        self.seconds_of(&units)
     }
 
-    fn of_units(&self, units: &Vector) -> f64 {
+    fn seconds_of(&self, units: &Vector) -> f64 {
         let sum: f64 = self.prices.iter().zip(units).map(|(price, unit)| price * unit).sum();
         let least = 0.2 * self.prices[STEP].abs();
         self.speed * sum.max(least)
@@ -225,9 +228,9 @@ impl CostModel {
     fn matrix(&self) -> [Vector; PRICES] {
         let mut matrix = [[0.0; PRICES]; PRICES];
         for (row, entries) in matrix.iter_mut().enumerate() {
-            let measured = self.lately.matrix[row].iter().zip(&self.ever.matrix[row]);
-            for (entry, (lately, ever)) in entries.iter_mut().zip(measured) {
-                *entry = lately + LONG_SHARE * ever;
+            let measured = self.recent.matrix[row].iter().zip(&self.long_term.matrix[row]);
+            for (entry, (recent, long_term)) in entries.iter_mut().zip(measured) {
+                *entry = recent + LONG_SHARE * long_term;
             }
             entries[row] += spread(row).powi(-2);
         }
@@ -238,8 +241,8 @@ impl CostModel {
     pub fn error_between(&self, one: &StepShape, other: &StepShape) -> f64 {
         let (one, other) = (one.units(), other.units());
         let mut rest: Vector = std::array::from_fn(|index| one[index] - other[index]);
-        // The quadratic form of the inverse matrix, by Cholesky's factors: |L⁻¹u|². Only the upper triangle of what is
-        // left of the matrix is kept.
+        // Computes the quadratic form of the inverse matrix by Cholesky decomposition, as |L⁻¹u|². Only the upper
+        // triangle of the remaining matrix is kept.
         let mut left = self.matrix();
         let mut sum = 0.0;
         for step in 0..PRICES {
@@ -262,36 +265,36 @@ impl CostModel {
         self.steps
     }
 
-    /// Fits the model to a step that ran. A duration that is no positive number is ignored.
+    /// Fits the model to a step that ran. A duration that is not a positive finite number is ignored.
     pub fn observe(&mut self, shape: &StepShape, seconds: f64) {
         if !(seconds > 0.0 && seconds.is_finite()) || shape.candidates == 0 {
             return;
         }
         let units = shape.units();
         if self.steps == 0 {
-            self.speed = seconds / (self.of_units(&units) / self.speed);
+            self.speed = seconds / (self.seconds_of(&units) / self.speed);
         }
         self.steps += 1;
-        let expected = self.of_units(&units);
+        let expected = self.seconds_of(&units);
         let ratio = (seconds / expected).ln();
         self.suspects.retain_mut(|(_, age)| {
             *age += 1;
             *age <= SUSPECTS
         });
         let known = || self.error_between(shape, &StepShape::default()) / expected < WELL_KNOWN;
-        // What is hardly known yet cannot be an outlier.
+        // A step whose expected duration is not yet reliable cannot be an outlier.
         if ratio.abs() > OUTLIER * self.noise && known() {
             self.suspects.push((ratio, 0));
             self.change_speed();
             return;
         }
         self.noise = (self.noise + 0.02 * (1.25 * ratio.abs() - self.noise)).clamp(LEAST_NOISE, MOST_NOISE);
-        // Slow changes of the whole machine.
+        // Follows slow changes of the machine's speed.
         self.speed *= (0.02 * ratio.clamp(-0.3, 0.3)).exp();
         let value = seconds / self.speed;
         let weight = (self.noise * value).powi(-2);
-        self.lately.add(&units, value, weight, MEMORY);
-        self.ever.add(&units, value, weight, LONG_MEMORY);
+        self.recent.add(&units, value, weight, MEMORY);
+        self.long_term.add(&units, value, weight, LONG_MEMORY);
         if self.steps <= FIRST_STEPS || self.steps.is_multiple_of(FIT_EVERY) {
             self.fit();
         }
@@ -301,7 +304,7 @@ impl CostModel {
     fn fit(&mut self) {
         let matrix = self.matrix();
         let mut residual: Vector = std::array::from_fn(|row| {
-            let measured = self.lately.right[row] + LONG_SHARE * self.ever.right[row];
+            let measured = self.recent.right[row] + LONG_SHARE * self.long_term.right[row];
             let wanted = measured + self.prior[row] * spread(row).powi(-2);
             let reached: f64 = matrix[row].iter().zip(&self.prices).map(|(entry, price)| entry * price).sum();
             wanted - reached
@@ -311,7 +314,7 @@ impl CostModel {
             let mut largest: f64 = 0.0;
             for (index, entries) in matrix.iter().enumerate() {
                 let free = self.prices[index] + residual[index] / entries[index];
-                // Only the correction for rows of prompts may be negative: they need no logits.
+                // Only the correction for rows of prompts may be negative, because these rows need no logits.
                 let price = if index == READ_ROW { free } else { free.max(0.0) };
                 let change = price - self.prices[index];
                 if change == 0.0 {

@@ -1,12 +1,13 @@
-//! The policy `Flex`: verify length and mask groups per sequence, by what they cost and what they bring.
+//! The policy `Flex`: chooses verify length and mask groups per sequence, by their cost and their gain.
 //!
-//! Three estimates, all learned while running, make the choice: what a step costs ([`CostModel`]), how often a draft token
-//! of some confidence is accepted, and how many tokens a draft is worth to the next step. From them follows the step with the
-//! most expected tokens per second (the paper's Flex Decoding, arXiv 2605.20022, per sequence).
+//! The choice depends on three estimates that are learned while running: the cost of a step ([`CostModel`]), the
+//! acceptance rate of draft tokens with a given confidence, and the number of tokens that a draft gains in the next
+//! step. The policy chooses the step with the most expected tokens per second (the paper's Flex Decoding, arXiv
+//! 2605.20022, per sequence).
 //!
-//! **What v may depend on.** If the tokens of a sequence depend on v, whether v ≥ j depends on the confidences of slots 1
-//! to j, and on a price of a row that was fixed before the draft was drawn: never on a later confidence, which may depend on
-//! d_j, and never on the other sequences' share in the step's rows.
+//! **What v may depend on.** If the tokens of a sequence depend on v, then whether v ≥ j may depend only on the
+//! confidences of slots 1 to j and on a price of a row that was fixed before the draft was drawn. It may not depend on
+//! a later confidence, which may depend on d_j, or on the number of rows of other sequences in the step.
 
 mod calibration;
 mod choice;
@@ -27,7 +28,7 @@ use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
 use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
 use crate::layout::GroupSet;
 
-/// Number of times that the first price of time is taken from the best rate at the price before.
+/// Number of iterations that compute the first price of time, each from the best rate at the previous price.
 const ROUNDS: usize = 3;
 
 /// Number of steps whose durations are compared with the expected durations.
@@ -39,36 +40,37 @@ const RATE_MEMORY: f64 = 96.0;
 /// Number of steps without prompts that count before the first step, in the rate of all steps.
 const FIRST_STEPS: usize = 8;
 
-/// Number of steps without drafts after which the value of drafts is out of date, so that a trial may show it again.
+/// Number of steps without drafts after which the estimated value of drafts is out of date, so that a trial may update
+/// it.
 const STALE: u64 = 24;
 
 /// A policy that chooses the verify length and the group set of every sequence, and whether to draft.
 ///
 /// Greedy and `match` outputs do not depend on the choice. Requests whose tokens depend on the verify length (see
-/// [`SequenceView::verify_len_is_free`]) keep the verify length of their threshold and always get drafts, and decide nothing
-/// for other requests.
+/// [`SequenceView::verify_len_is_free`]) keep the verify length of their threshold, always get drafts, and do not
+/// influence the choice for other requests.
 #[derive(Debug, Default)]
 pub struct Flex {
     cost: CostModel,
-    /// The calibrations of drafts whose tokens do not depend on v, of the others, and of proposals.
+    /// The calibrations: of drafts whose tokens do not depend on v, of drafts whose tokens do, and of proposals.
     calibrations: [ConfidenceCalibration; 3],
     drafts: Drafts,
     budget: Budget,
     /// The price of verifying a row, in tokens, that was fixed before the pending draft of each sequence was drawn.
     row_prices: HashMap<u64, f64>,
-    /// What the last choice saw and chose.
+    /// The last choice, with the numbers that it was based on.
     last: Last,
     /// Number of steps since a draft was last asked for.
     since_drafts: u64,
     runs: Runs,
     settled: Settled,
-    /// The rates of the last steps without and with prompts: of steps without prompts, and of all steps.
+    /// The rates of the last steps: of steps without prompts, and of all steps.
     rates: [Rates; 2],
-    /// The expected and the seen seconds of the last steps.
+    /// The expected and the measured seconds of the last steps.
     times: VecDeque<(f64, f64)>,
 }
 
-/// Rates of steps, with the durations that are expected of them: an outlier changes no price.
+/// Rates of steps, computed from expected durations so that an outlier does not change the price.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rates {
     reached: Rate,
@@ -102,7 +104,7 @@ impl Rate {
     }
 }
 
-/// What the last choice saw and chose.
+/// The last choice, with the numbers that it was based on.
 #[derive(Debug, Default)]
 struct Last {
     sequences: Vec<LastSequence>,
@@ -158,18 +160,18 @@ impl Policy for Flex {
         if self.settled.goes_on(views) {
             return self.without_comparison(views);
         }
-        let mut candidates: Vec<Prospect> = views.iter().map(|view| self.candidate(view)).collect();
-        let (price, row_price) = self.prices(&candidates, batch.groups_allowed);
+        let mut prospects: Vec<Prospect> = views.iter().map(|view| self.prospect(view)).collect();
+        let (price, row_price) = self.prices(&prospects, batch.groups_allowed);
         let of_any = self.drafts.value_of_any(row_price);
-        for (candidate, view) in candidates.iter_mut().zip(views) {
+        for (prospect, view) in prospects.iter_mut().zip(views) {
             if view.may_draft && view.draws {
                 let most = view.wanted.saturating_sub(2);
-                candidate.value = Some(self.drafts.value(view.number, row_price, of_any, most));
+                prospect.value = Some(self.drafts.value(view.number, row_price, of_any, most));
             }
         }
         let PlannedStep { plan, trial, compared, chosen, reason } =
-            self.plan(&candidates, price, batch.groups_allowed);
-        self.runs.add(plan.drafting, candidates.len());
+            self.plan(&prospects, price, batch.groups_allowed);
+        self.runs.add(plan.drafting, prospects.len());
         self.settled.compared(views.len(), &plan, (&compared, chosen), price);
         if let Some(cost) = trial {
             self.budget.begin(cost);
@@ -269,7 +271,7 @@ impl Policy for Flex {
 }
 
 impl Flex {
-    /// Returns the choices of a step that decodes one token of every sequence, as the last compared step did.
+    /// Returns the choices of a step that decodes one token of every sequence, like the step of the last comparison.
     fn without_comparison(&mut self, views: &[SequenceView<'_>]) -> Vec<Choice> {
         let count = views.len();
         let cached = views.iter().map(|view| view.position).sum();
@@ -294,8 +296,8 @@ impl Flex {
         vec![choice; count]
     }
 
-    /// Returns what the choice needs to know about a sequence, without the value of its next draft.
-    fn candidate(&self, view: &SequenceView<'_>) -> Prospect {
+    /// Returns the properties of a sequence that the choice depends on, without the value of its next draft.
+    fn prospect(&self, view: &SequenceView<'_>) -> Prospect {
         let decodes = view.reads == 0 && view.draws;
         let mut survival = Vec::new();
         if decodes {
@@ -308,7 +310,7 @@ impl Flex {
         } else if !view.verify_len_is_free {
             Some(view.verify_len)
         } else if view.tokens_depend_on_verify_len {
-            // Decided slot by slot, at a price from before the draft.
+            // The length is decided slot by slot, at a price from before the draft.
             let price = self.row_prices.get(&view.number).copied().unwrap_or(0.0);
             Some(survival.iter().take_while(|&&chance| f64::from(chance) > price).count())
         } else {
@@ -327,24 +329,24 @@ impl Flex {
         }
     }
 
-    /// Returns the price of time in tokens per second, which is the rate of the last steps, and the price of verifying one row
-    /// of the batch, in tokens. The price of the first step is the largest rate that is expected of the batch without
-    /// drafts, with drafts apart, and with drafts in the pass that verifies.
-    fn prices(&mut self, candidates: &[Prospect], groups_allowed: bool) -> (f64, f64) {
-        let mut base = StepShape { sequences: candidates.len(), ..StepShape::default() };
+    /// Returns the price of time in tokens per second, which is the rate of the last steps, and the price of verifying
+    /// one row of the batch, in tokens. The price of the first step is the largest expected rate of the batch: without
+    /// drafts, with a separate drafting pass, or with drafts in the verification pass.
+    fn prices(&mut self, prospects: &[Prospect], groups_allowed: bool) -> (f64, f64) {
+        let mut base = StepShape { sequences: prospects.len(), ..StepShape::default() };
         let (mut tokens, mut drafting, mut slots) = (0.0, 0.0, 0);
-        for candidate in candidates {
-            base.candidates += candidate.reads.max(1);
-            base.reads += candidate.reads;
-            base.cached += candidate.cached;
-            tokens += f64::from(u8::from(candidate.draws));
-            if candidate.may_draft {
+        for prospect in prospects {
+            base.candidates += prospect.reads.max(1);
+            base.reads += prospect.reads;
+            base.cached += prospect.cached;
+            tokens += f64::from(u8::from(prospect.draws));
+            if prospect.may_draft {
                 drafting += 1.0;
-                slots += candidate.slots;
+                slots += prospect.slots;
             }
         }
-        // Prompts take time that drafts do not save. If every step reads a prompt, time is cheap; a prompt now and then must not
-        // make time cheap in the steps after it.
+        // Prompts take time that drafts do not save. If every step reads a prompt, time has a low price, but an
+        // occasional prompt must not lower the price in the steps after it.
         let reads = base.reads > 0;
         if tokens == 0.0
             && let Some(price) = self.rates[usize::from(reads)].price()
@@ -352,9 +354,9 @@ impl Flex {
             return (price, self.last.row_price);
         }
         let alone = self.cost.seconds(&base);
-        let decoding = StepShape { candidates: candidates.len(), reads: 0, ..base };
+        let decoding = StepShape { candidates: prospects.len(), reads: 0, ..base };
         if self.rates[1].reached.seconds == 0.0 {
-            // No step ran yet: prompts are taken to be rare.
+            // No step has run yet, so prompts are assumed to be rare.
             let seconds = self.cost.seconds(&decoding);
             let Rates { reached, without_drafts } = &mut self.rates[1];
             for rate in [reached, without_drafts] {
@@ -365,8 +367,9 @@ impl Flex {
         if !reads {
             self.rates[0].without_drafts.add(tokens, alone);
         }
-        // A rate that the policy reached, or could have reached without drafts. An expected rate would be no such thing:
-        // with a price above all rates that can be reached, every step looks too long, and the shortest is the worst.
+        // The price is a rate that the policy has reached, or could have reached without drafts. An expected rate could
+        // be too high: at a price above all rates that can be reached, every step has a negative worth, and the
+        // shortest step would be chosen although its rate is the lowest.
         let reached = self.rates[usize::from(reads)].price();
         let mut best = (tokens, alone);
         let mut row_price = 0.0;
@@ -397,8 +400,8 @@ impl Flex {
     }
 
     /// Returns the decision on the step.
-    fn plan(&self, candidates: &[Prospect], price: f64, groups_allowed: bool) -> PlannedStep {
-        let planner = Planner::new(&self.cost, candidates, price);
+    fn plan(&self, prospects: &[Prospect], price: f64, groups_allowed: bool) -> PlannedStep {
+        let planner = Planner::new(&self.cost, prospects, price);
         let in_pass = if groups_allowed { planner.in_pass() } else { None };
         let plans: Vec<BatchPlan> =
             [planner.without_drafts(), planner.apart(0), in_pass].into_iter().flatten().collect();
@@ -413,7 +416,7 @@ impl Flex {
         let best =
             plans.iter().enumerate().max_by(|(_, a), (_, b)| a.worth(price).total_cmp(&b.worth(price)));
         let Some((place, best)) = best else {
-            return decide((0, nothing(planner.base(), candidates.len())), None, Reason::Best);
+            return decide((0, empty_plan(planner.base(), prospects.len())), None, Reason::Best);
         };
         let worth = best.worth(price);
         for (index, plan) in plans.iter().enumerate().filter(|&(index, _)| index != place) {
@@ -422,7 +425,7 @@ impl Flex {
             // The error takes longer to compute than the rest of the choice, and the budget rarely allows a trial.
             let may_be_better = || {
                 let of_model = self.cost.error_between(&plan.shape, &best.shape);
-                of_model.hypot(self.runs.error(plan.drafting, candidates.len()) * plan.seconds) > loss
+                of_model.hypot(self.runs.error(plan.drafting, prospects.len()) * plan.seconds) > loss
             };
             if self.budget.allows(cost) && may_be_better() {
                 return decide((index, plan.clone()), Some(cost), Reason::UnknownDuration);
@@ -439,12 +442,13 @@ impl Flex {
     }
 }
 
-/// Returns the index of the calibration that the confidences of a sequence have.
+/// Returns the index of the calibration for the confidences of a sequence.
 fn calibration_of(view: &SequenceView<'_>) -> usize {
     if view.proposes { 2 } else { usize::from(view.tokens_depend_on_verify_len) }
 }
 
-fn nothing(base: &StepShape, sequences: usize) -> BatchPlan {
+/// Returns a plan without tokens and drafts, for a step in which no plan is possible.
+fn empty_plan(base: &StepShape, sequences: usize) -> BatchPlan {
     BatchPlan {
         drafting: DraftingWay::None,
         verify_lens: vec![0; sequences],

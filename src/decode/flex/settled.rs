@@ -1,29 +1,31 @@
-//! Batches that decode without drafts for some steps, because drafts were far from worth their time in the steps before.
+//! Steps that decode without drafts and without comparing alternatives, because drafts were clearly not worth their
+//! time in earlier steps.
 //!
-//! Comparing plans after every step cost a small model, whose step takes a few hundred microseconds, up to a tenth of its speed
-//! (`replay/README.md`, "Real runs"), probably because the threads that compute the step fall asleep meanwhile. Drafts that
-//! would cost more than they bring seldom become worth their time from one step to the next, so most comparisons can be left
-//! out.
+//! Comparing plans before every step cost a small model, whose step takes a few hundred microseconds, up to a tenth of
+//! its speed (`replay/README.md`, "Real runs"), probably because the threads that compute the step go to sleep
+//! meanwhile. Drafts that cost more than they gain seldom become worth their time from one step to the next, so most
+//! comparisons can be skipped.
 
 use super::choice::{BatchPlan, DraftingWay};
 use crate::decode::explanation::Alternative;
 use crate::decode::policy::SequenceView;
 
-/// The worth by which a step without drafts has to exceed every other step, as a fraction of what its time would bring
-/// otherwise.
+/// The margin of worth by which a step without drafts has to beat every other step, as a fraction of the tokens that
+/// its time would yield otherwise.
 const FAR: f64 = 0.1;
 
 /// The largest number of steps between two comparisons.
 const LONGEST: usize = 12;
 
-/// How long decoding without drafts was better by far, and for how many steps it goes on without a comparison.
+/// For how many comparisons decoding without drafts was better by far, and for how many further steps comparisons are
+/// skipped.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Settled {
     /// Number of sequences of the last comparison.
     sequences: usize,
     /// Number of comparisons in a row that decoding without drafts won by far.
     wins: usize,
-    /// Number of steps that go on without a comparison.
+    /// Number of further steps without a comparison.
     left: usize,
 }
 
@@ -47,8 +49,8 @@ impl Settled {
         self.sequences = sequences;
     }
 
-    /// Returns whether the next step decodes without drafts and without a comparison. It does if every sequence decodes one
-    /// token and the last comparison saw as many sequences.
+    /// Returns whether the next step decodes without drafts and without a comparison. This needs a batch in which every
+    /// sequence decodes one token, with the same number of sequences as in the last comparison.
     pub(super) fn goes_on(&mut self, views: &[SequenceView<'_>]) -> bool {
         let plain = |view: &SequenceView<'_>| {
             let is_free = view.verify_len_is_free || !view.may_draft;
@@ -84,7 +86,7 @@ mod tests {
         }
     }
 
-    /// Returns a policy that knows a machine on which rows are so dear that no draft pays.
+    /// Returns a policy with the cost model of a machine on which rows are so expensive that no draft pays.
     fn policy() -> Flex {
         let mut cost = CostModel::default();
         for candidates in [1, 2, 4, 8, 16] {
@@ -139,7 +141,7 @@ mod tests {
         ];
         for (what, views) in &changes {
             let mut flex = policy();
-            // The step after a comparison goes on without, so the change falls into a gap.
+            // The step after a comparison skips comparing, so the change occurs at such a step.
             while step(&mut flex, &[view()]).1 {}
             let (choice, compared) = step(&mut flex, views);
             assert!(compared, "{what}");

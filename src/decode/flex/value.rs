@@ -1,25 +1,26 @@
 //! The value of a draft: how many tokens the next step is expected to gain from it.
 //!
-//! A draft is worth the sum, over its slots, of the chance that the draft token is accepted minus the price of the row that
-//! verifies it, as far as the chance is above the price. The next draft's confidences are not known when it is asked for,
-//! so the value is an average over drafts that were made: drafts of the sequence, which count the more the more of them there
-//! are, and drafts of all sequences.
+//! The value of a draft is the sum, over the slots whose acceptance probability is above the price of a row, of that
+//! probability minus the price. The confidences of the next draft are not known when the policy asks for it, so the
+//! value is an average over earlier drafts: drafts of the same sequence, whose weight grows with their number, and
+//! drafts of all sequences.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Number of drafts of all sequences that the averages are over: some per sequence, within bounds.
+/// Number of drafts over which the averages of all sequences are taken: this many per sequence, within the bounds
+/// below.
 const PER_SEQUENCE: usize = 4;
 const LEAST: usize = 96;
 const MOST: usize = 512;
-/// Number of drafts of each sequence that its own average is over.
+/// Number of drafts over which the average of one sequence is taken.
 const OWN: usize = 6;
-/// Number of own drafts that count as much as the average over all sequences.
+/// Number of a sequence's own drafts that weigh as much as the average over all sequences.
 const PRIOR: f64 = 6.0;
 
 /// The chances that the first j + 1 draft tokens are all accepted, for each slot j.
 pub(super) type Curve = Vec<f32>;
 
-/// Drafts that were made.
+/// The survival curves of earlier drafts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drafts {
     all: VecDeque<Curve>,
@@ -40,16 +41,16 @@ impl Drafts {
         own.push_back(curve.to_vec());
     }
 
-    /// Forgets the drafts of sequences that `is_there` does not name.
+    /// Forgets the drafts of sequences for which `is_there` returns false.
     pub(super) fn keep(&mut self, is_there: impl Fn(u64) -> bool) {
         self.own.retain(|&number, _| is_there(number));
     }
 
-    /// Returns the mean over all drafts of the chances above `price`, and of their number: the tokens that a draft brings,
-    /// and the rows that verify it.
+    /// Returns two means over all drafts: the sum of the chances above `price`, which is the number of tokens that a
+    /// draft gains, and the number of such chances, which is the number of rows that verify them.
     pub(super) fn mean_above(&self, price: f64) -> (f64, f64) {
         if self.all.is_empty() {
-            // A drafter is trained to be accepted; the first drafts show how often it is.
+            // Before the first draft, a trained drafter is assumed to gain this much.
             return (1.5, 3.0);
         }
         let mut sums = (0.0, 0.0);

@@ -5,7 +5,7 @@ use crate::decode::sequence::{DrawnFrom, Sequence};
 use crate::device::{Device, DeviceError, DraftLogits};
 use crate::model::forward::{Model, Workspace};
 
-/// The buffers of a step, which every step of an engine uses again.
+/// The buffers of a step, which all steps of an engine reuse.
 pub(in crate::decode) struct StepBuffers<D: Device> {
     pub(super) work: Workspace<D>,
     /// Logits of the candidates, in a step in which one product of the LM head computes these logits alone.
@@ -34,8 +34,8 @@ impl<D: Device> StepBuffers<D> {
     }
 
     /// Saves the logits that the draft of `sequence` was drawn from, by copying them to a new buffer. The engine calls
-    /// this before a step that does not verify the draft: a later step will need these logits, and the buffers of the
-    /// step are used again for other drafts.
+    /// this before a step that does not verify the draft: a later step will need these logits, and the next step reuses
+    /// the buffers for other drafts.
     pub(in crate::decode) fn set_aside(
         &self,
         model: &Model<D>,

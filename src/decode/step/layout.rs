@@ -17,7 +17,7 @@ pub(super) struct StepLayout<'a> {
     pub(super) draws: Vec<Draw>,
     /// Token ids of the candidate rows in the joint pass, sequence after sequence.
     pub(super) tokens: Vec<u32>,
-    /// The joint pass, which runs the candidate rows of all sequences and the mask rows that draft beside them.
+    /// The joint pass, which runs the candidate rows of all sequences and the mask rows that draft in the same pass.
     pub(super) pass: Pass<'a>,
     /// The sequence that pads the step, the last of the joint pass.
     padding: Option<PaddingRows>,
@@ -221,8 +221,8 @@ impl<'a> DraftingLayout<'a> {
 
 /// Returns the device's input for drafting from `groups`; `drafts` is what [`draft_rows`] returned for these groups.
 pub(super) fn draft_tables<'a>(groups: &[Drafting], drafts: &'a [DraftRows<'a>]) -> DraftTables<'a> {
-    // The logits of all groups of a pass are computed before the verdict, or all of these logits after it, so the first
-    // group stands for all.
+    // Either the logits of all groups of a pass are computed before the verdict, or the logits of all groups after it,
+    // so checking the first group is enough.
     DraftTables { drafts, rows: groups.first().map_or(SlotRows::Logits, |groups| groups.rows) }
 }
 

@@ -1,10 +1,10 @@
-//! PaddingRows of a step to a number of rows that comes again, so that a device can repeat the step's launches as a graph.
+//! Padding of a step to one of a few numbers of rows, so that a device can repeat the step's launches as a graph.
 //!
 //! Verify lengths change from step to step, and with them the numbers of rows. A device that keeps a graph for each
-//! list of launches would need a graph for every number of rows. Padded steps have few numbers of rows: a sequence that
-//! no request has fills the step up to the next number. The sequence decodes a fixed token from an empty prefix, in
-//! cache pages of its own, and nothing reads its verdict. The rows of the other sequences have the same bits with and
-//! without padding, because every row has, whatever other rows are computed with it.
+//! list of launches would need a graph for every number of rows. Padded steps have only a few numbers of rows: an
+//! additional sequence without a request fills the step up to the next number. The sequence decodes a fixed token from
+//! an empty prefix, in its own cache pages, and its verdict is never read. The rows of the other sequences have the
+//! same bits with and without padding, because results are row-invariant.
 
 use std::ops::Range;
 
@@ -13,10 +13,11 @@ use crate::device::VerifyRows;
 use crate::layout::{Pass, SequenceRows};
 use crate::sampling::SamplingParams;
 
-/// The most rows of a step that needs no padding: so few numbers of rows are as few lists of launches.
+/// The maximum number of rows of a step without padding. Up to this number, the lists of launches are few even without
+/// padding.
 const FEW_ROWS: usize = 32;
 
-/// The most candidates that the padding adds, and the most mask groups.
+/// The maximum numbers of candidates and of mask groups that the padding adds.
 const MOST_ADDED: usize = 64;
 
 /// The candidates that the padding adds: a token that every vocabulary has.
@@ -78,8 +79,8 @@ impl PaddingRows {
         (0..self.groups).filter_map(move |k| pass.group_rows(self.sequence, k)).flat_map(|rows| rows.skip(1))
     }
 
-    /// Returns the verification of its candidates, which the device does and nothing reads. `first_row` is the row of the
-    /// first candidate's logits.
+    /// Returns the verification of its candidates, which the device computes and the host never reads. `first_row` is
+    /// the row of the first candidate's logits.
     pub(super) fn verify_rows<'a, B>(self, first_row: usize) -> VerifyRows<'a, B> {
         VerifyRows {
             first_row,
@@ -107,8 +108,9 @@ fn added(rows: usize, groups: usize) -> Option<[usize; 2]> {
     (to - rows <= MOST_ADDED).then_some([to - rows, groups])
 }
 
-/// Returns the smallest number, at least `count`, of rows or of groups that padded steps have: a multiple of a sixteenth of
-/// the power of two above it, or of the most that the padding adds. There are eight such numbers between two powers of two.
+/// Returns the smallest number, at least `count`, of rows or groups that padded steps have: a multiple of a sixteenth
+/// of the next power of two, or of the maximum that the padding adds. There are eight such numbers between two powers
+/// of two.
 fn padded(count: usize) -> usize {
     let step = (count.next_power_of_two() / 16).clamp(1, MOST_ADDED);
     count.next_multiple_of(step)
@@ -125,7 +127,7 @@ mod tests {
         let (mut reached, mut padded_steps) = (BTreeSet::new(), 0);
         for rows in FEW_ROWS + 1..=1024 {
             for groups in [0, rows / 3, rows] {
-                // A few steps would need more padding than there is, and are not padded.
+                // A few steps would need more padding than the maximum, and are not padded.
                 let Some([candidates, added_groups]) = added(rows, groups) else { continue };
                 padded_steps += 1;
                 assert!(
@@ -161,7 +163,7 @@ mod tests {
         assert_eq!(padding.candidate_rows(), 37..40);
         assert_eq!(pass.sequences[2].pages, [100, 101, 102, 103]);
         assert_eq!(padding.verify_rows::<()>(37).draft, [0, 0]);
-        // Four groups of the other sequences need no more groups.
+        // If the other sequences have four groups, the padding adds no group.
         assert_eq!((padding.groups, padding.drafting_rows(&pass).count()), (0, 0));
         let (mut pass, mut tokens) = (Pass { sequences: (0..17).map(|_| rows(2)).collect() }, vec![5; 34]);
         let padding = pages.add_to(&mut pass, &mut tokens).unwrap();

@@ -4,7 +4,7 @@ use crate::decode::record::StepMode;
 use crate::decode::sequence::{Sequence, Work};
 use crate::device::SequenceVerdict;
 
-/// What a step does for one sequence.
+/// The part of a step that concerns one sequence.
 #[derive(Clone, Debug)]
 pub(in crate::decode) struct SequencePlan {
     /// Index of the sequence among the active sequences.

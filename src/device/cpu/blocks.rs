@@ -10,7 +10,7 @@ pub(super) trait Unpack<const BYTES: usize, const V: usize> {
     /// Number of groups per block; a block has `GROUPS` · `V` · 16 elements.
     const GROUPS: usize;
 
-    /// What all groups of a block share.
+    /// The scales that all groups of a block share.
     type Scales<S: Simd>;
 
     fn scales<S: Simd>(simd: S, block: &[u8; BYTES]) -> Self::Scales<S>;

@@ -1,5 +1,5 @@
-//! Chained Calibration: draws the tokens of a draft one after the other, each from logits that the token before it
-//! corrects.
+//! Chained Calibration: draws the tokens of a draft one after the other, each from logits that are corrected for the
+//! token of the previous slot.
 
 use std::ops::Range;
 
@@ -14,11 +14,11 @@ use crate::device::{Chain, ChainScores, DeviceError, DraftToken, Precision};
 
 const OPERATION: &str = "draft";
 
-/// Cost of choosing a slot's likeliest ids, in multiply-adds per id of the vocabulary.
+/// Cost of choosing a slot's most likely ids, in multiply-adds per id of the vocabulary.
 const CHOOSE_WORK: usize = 2;
 
-/// Draws the tokens of `drafts` slot after slot: `bonuses[i]` comes before slot 1 of draft i. Each row of `logits` is
-/// replaced by the row that its token is drawn from, which is −∞ outside the slot's likeliest ids. Activations are
+/// Draws the tokens of `drafts` slot by slot: `bonuses[i]` comes before slot 1 of draft i. Each row of `logits` is
+/// replaced by the row that its token is drawn from, which is −∞ outside the slot's most likely ids. Activations are
 /// rounded to `precision`.
 pub(super) fn draft(
     (pool, vectors): (&Pool, Vectors),
@@ -71,7 +71,7 @@ fn chain_row(values: &mut [f32], ids: &[u32], scores: &[f32]) {
     }
 }
 
-/// The likeliest ids of every slot, slot after slot and draft after draft.
+/// The most likely ids of every slot, slot by slot and draft after draft.
 struct Likeliest {
     ids: Vec<u32>,
     /// Number of ids per slot: the K of the [`Chain`], or the size of a smaller vocabulary.
@@ -131,7 +131,7 @@ fn choose(values: &[f32], ids: &mut [u32]) {
 
 /// The factors of the chain's scores that are known before the first token is drawn.
 struct Scored {
-    /// A row for each likeliest id x: B · embed(x), or row x of the LM head.
+    /// A row for each most likely id x: B · embed(x), or row x of the LM head.
     ids: CpuBuffer,
     /// The product of the score's matrix W1 with each slot's hidden row, if the scores depend on the hidden row.
     hidden: Option<CpuBuffer>,

@@ -26,8 +26,8 @@ const TASK_COLS: usize = 24;
 /// Target size in bytes of the rows of x that are multiplied together: half of a usual L2 cache.
 const ROW_BLOCK_BYTES: usize = 512 << 10;
 
-/// The fewest rows of x that are multiplied together, whatever their length: weights come from farther away
-/// than x.
+/// The minimum number of rows of x that are multiplied together, whatever their length, because loading weights costs
+/// more than loading x.
 const MIN_BLOCK_ROWS: usize = 16;
 
 /// A linear layer of one or more parts, whose outputs lie side by side.

@@ -156,7 +156,7 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usiz
     w: impl WeightRows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    // The accumulators, and one row or column of operands beside them, fill the register file.
+    // The accumulators and one row or column of operands fill the register file.
     if S::REGISTERS >= 32 {
         if x.len() >= MANY_ROWS {
             X::many::<S, 4, 6>(simd, &x, &w, sink);

@@ -1,5 +1,5 @@
-//! Chained Calibration on a GPU: draws the tokens of drafts one after the other, each from logits that the token before
-//! it corrects. The host does not wait.
+//! Chained Calibration on a GPU: draws the tokens of drafts one after the other, each from logits that are corrected
+//! for the token of the previous slot. The host does not wait.
 //!
 //! The factors of all scores are computed before the first token is drawn, for every chosen id that a token may become:
 //! matrix products for all drafts together, which give each row the same bits in any batch.
@@ -144,7 +144,7 @@ pub(super) fn draft<P: Products>(
     Ok(context.kernels.chain_walk(&context.stream, &args)?)
 }
 
-/// Chooses the likeliest ids of each row.
+/// Chooses the most likely ids of each row.
 fn choose<R: Runtime>(
     context: &Context<R>,
     calibrated: &CalibratedRows<'_, R>,

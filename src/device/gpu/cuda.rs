@@ -15,9 +15,9 @@ use crate::runtime::{Cuda, RuntimeError};
 pub struct CudaOptions {
     /// The algorithms that multiply matrices.
     pub algorithms: ProductAlgorithms,
-    /// Whether launches that repeat from step to step run as CUDA graphs. Results do not depend on it.
+    /// Whether launches that repeat from step to step run as CUDA graphs. Results do not depend on this option.
     pub graphs: bool,
-    /// Whether a kernel may begin before the kernel in front of it has ended (programmatic dependent launch, on GPUs of
+    /// Whether a kernel may begin before the previous kernel has ended (programmatic dependent launch, on GPUs of
     /// compute capability 9.0). Results do not depend on it.
     pub dependent_launches: bool,
 }
@@ -59,8 +59,8 @@ impl Gpu<CublasLt> {
         Self::new_on(&context, &stream, options)
     }
 
-    /// Chooses how kernels are launched from now on, for a comparison of the ways: as graphs, and early. A way that the
-    /// device was opened without stays off. Results do not depend on it.
+    /// Selects how kernels are launched from now on, for comparisons: as graphs, and with programmatic dependent
+    /// launch. A feature that was off when the device was opened stays off. Results do not depend on it.
     pub fn choose_launches(&self, graphs: bool, dependent_launches: bool) {
         self.context.runtime().choose_launches(graphs, dependent_launches);
     }

@@ -1,4 +1,4 @@
-//! Operations that compute rows by themselves: norms, activations, sums, and copies of rows.
+//! Operations that compute each row independently: norms, activations, sums, and copies of rows.
 
 use std::ops::Range;
 

@@ -17,12 +17,12 @@ pub enum HeadProducts {
     Apart,
 }
 
-/// The most bytes of logits that one joined product makes. A device keeps two such buffers: the logits of this
+/// The maximum size in bytes of the logits of one joined product. A device keeps two such buffers: the logits of this
 /// step and the logits of the step before.
 const JOINED_LOGITS_BYTES: usize = 256 << 20;
 
 impl HeadProducts {
-    /// Returns the most rows that a joined product of `head` may have.
+    /// Returns the maximum number of rows of a joined product of `head`.
     pub(super) fn most_joined_rows<P: Products>(self, head: &GpuLinear<P>) -> usize {
         if self == Self::Apart {
             return 0;

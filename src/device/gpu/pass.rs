@@ -18,8 +18,8 @@ pub struct UploadedPass<'a, R: Runtime> {
 }
 
 impl<'a, R: Runtime> UploadedPass<'a, R> {
-    /// Uploads the tables of `layout`, a drafting pass that its step did not announce, and gathers the launches behind the
-    /// upload.
+    /// Uploads the tables of `layout`, a drafting pass that its step did not announce, and collects the launches that
+    /// follow the upload.
     pub(super) fn late(
         context: &'a Context<R>,
         layout: &Pass<'_>,

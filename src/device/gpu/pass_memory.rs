@@ -10,7 +10,7 @@ use crate::runtime::{Runtime, RuntimeError};
 #[derive(Debug)]
 pub(super) struct PassMemory<R: Runtime> {
     pub(super) tables: PassTables<R>,
-    /// The most sequences, and the most pages per sequence, that the tables have room for.
+    /// The maximum number of sequences, and of pages per sequence, for which the tables have room.
     limits: (usize, usize),
     cos_sin: GrowableMemory<R, f32>,
     /// The rotation whose cosines and sines `cos_sin` holds for the rows of the pass in the tables.

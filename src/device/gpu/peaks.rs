@@ -83,8 +83,8 @@ fn product_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Resu
     median_seconds(context, stream, || product.run(stream, &a, &b, &mut out))
 }
 
-/// Returns the elements of one factor of the measured product. Powers and signs alternate, so that the matrix units
-/// need as much power as with real weights.
+/// Returns the elements of one factor of the measured product. Powers and signs alternate, so that the tensor cores
+/// draw about the power that they draw with real weights.
 fn operand() -> Vec<bf16> {
     let element = |i: usize| bf16::from_f32(((i * 0x9e37) >> 4 & 0xff) as f32 / 128.0 - 1.0);
     (0..PRODUCT * PRODUCT).map(element).collect()

@@ -15,7 +15,7 @@ use crate::runtime::{Runtime, View, ViewMut};
 const ERROR_WORDS: usize = 1;
 const VERDICT_WORDS: usize = size_of::<Verdict>() / 8;
 
-/// The most draft rows per sequence: the rows of a mask group that does not fit the verdict, and of a
+/// The maximum number of draft rows per sequence: the rows of a mask group that does not match the verdict, and of a
 /// drafting pass after it.
 const DRAFT_ROWS: usize = 2 * MAX_DRAFTS;
 

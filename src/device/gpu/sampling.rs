@@ -151,8 +151,9 @@ pub(super) fn draft_edits(drafts: &[DraftRows<'_>], vocab: usize) -> Result<Opti
 /// The corrections of drafts on a GPU.
 type GpuCorrections<'a, P> = Corrections<'a, GpuBuffer<<P as Products>::Runtime>, GpuLinear<P>>;
 
-/// Corrects the selected rows of `logits`, if there is a calibrator, applies edits, if there are any, and draws one token from each row: from the row by
-/// itself, or with a chain from its likeliest ids, row after row. `owners` has the draft of each row.
+/// Corrects the selected rows of `logits`, if there is a calibrator, applies edits, if there are any, and draws one
+/// token from each row: from the row alone, or with a chain from its most likely ids, row by row. `owners` has the
+/// draft of each row.
 pub(super) fn draft<P: Products>(
     linears: Linears<'_, P>,
     (Corrections { calibration, chain }, edits): (GpuCorrections<'_, P>, Option<EditTables>),

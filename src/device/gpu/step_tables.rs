@@ -112,7 +112,7 @@ impl<'a, R: Runtime> UploadedTables<'a, R> {
 
 impl<R: Runtime> Drop for UploadedTables<'_, R> {
     fn drop(&mut self) {
-        // A step that reads nothing leaves no launch behind.
+        // A step that reads nothing leaves no collected launch.
         self.context.runtime().finish_launches(&self.context.stream);
     }
 }

@@ -122,7 +122,7 @@ const _: () = {
     ["Offset of field: FlexdraftChainScoreParams::rank"]
         [::core::mem::offset_of!(FlexdraftChainScoreParams, rank) - 68usize];
 };
-/// The parameters of chain_walk, which draws the tokens of each draft row after row.
+/// The parameters of chain_walk, which draws the tokens of each draft row by row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftWalkParams {

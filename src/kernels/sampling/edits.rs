@@ -1,4 +1,4 @@
-//! The tables of edits: what logit processors change in rows of logits, in the form that the kernel reads.
+//! The tables of edits: the changes that logit processors make to rows of logits, in the form that the kernel reads.
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -15,8 +15,8 @@ use crate::runtime::{Element, View};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowEdits(FlexdraftRowEdits);
 
-// SAFETY: six words without padding (24 bytes, as asserted beside it), each valid for any bits; the kernels give every
-// value a defined meaning.
+// SAFETY: six words without padding (24 bytes, as asserted in the header), each valid for any bits; the kernels give
+// every value a defined meaning.
 unsafe impl bytemuck::Zeroable for RowEdits {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for RowEdits {}
@@ -32,8 +32,8 @@ impl Element for RowEdits {}
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LogitEdit(FlexdraftLogitEdit);
 
-// SAFETY: a word, two halves of a word and two words, without padding (16 bytes, as asserted beside it), each valid for
-// any bits; the kernels give every value a defined meaning.
+// SAFETY: a word, two halves of a word and two words, without padding (16 bytes, as asserted in the header), each valid
+// for any bits; the kernels give every value a defined meaning.
 unsafe impl bytemuck::Zeroable for LogitEdit {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for LogitEdit {}
@@ -169,8 +169,8 @@ impl RowEdits {
 
 /// Edits of rows of logits, on the device: [`EditTables`].
 ///
-/// The kernel reports an index beyond the tables, and then edits nothing of the row. The edits of a chunk that are not
-/// sorted by id give the ids that occur twice an unspecified logit.
+/// The kernel reports an index beyond the tables, and then edits nothing of the row. If the edits of a chunk are not
+/// sorted by id, ids that occur twice get an unspecified logit.
 #[derive(Debug)]
 pub struct Edits<'a> {
     /// The edits of each row, `[rows]`.

@@ -2,22 +2,22 @@
 //! statistics that acceptance reads.
 //!
 //! [`Kernels::sample`] reads the logits once. Each row of logits (of a draft slot, or of the target after a candidate)
-//! has its own [`RowSampling`] and gives one [`RowStats`]. With a [`Calibration`], the kernel first corrects the logits,
-//! `logits + W2 u + b2` (FlexDraft, arXiv 2605.20022, "Bonus-guided Calibration"), and rounds them to the stored type. So
-//! the stored logits describe exactly the distribution that a draft is drawn from.
+//! has its own [`RowSampling`] and gives one [`RowStats`]. With a [`Calibration`], the kernel first corrects the
+//! logits, `logits + W2 u + b2` (FlexDraft, arXiv 2605.20022, "Bonus-guided Calibration"), and rounds them to the
+//! stored type. The stored logits therefore describe exactly the distribution that a draft is drawn from.
 //!
-//! Edits of logits ([`LogitRows::Edit`]), which are what logit processors change in a row, act first. Edited logits are
-//! stored, so that acceptance reads them too. [`crate::processors`] has the rules; the kernel computes each edit with the
-//! same f32 operations, and rounds the result to the stored type.
+//! Edits of logits ([`LogitRows::Edit`]), which logit processors make, act first. Edited logits are stored, so that
+//! acceptance reads them too. [`crate::processors`] has the rules; the kernel computes each edit with the same f32
+//! operations, and rounds the result to the stored type.
 //!
 //! [`crate::sampling`] has the rules and [`crate::random`] the random numbers. A draw is Gumbel-max with one random
 //! number per id. A row's result has the same bits in any batch. Top-k, top-p and min-p keep exactly the ids that
 //! [`warp`](crate::sampling::warp) keeps; weights are in fixed point (units of 2⁻⁴³ of the largest) instead of doubles.
 //!
-//! A NaN among the logits counts as −∞ and sets bit 4 of the error word. Logits of +∞ share the probability equally; if
-//! no logit is above −∞, id 0 has all of it, and the confidence is 0. No input gives an id outside the vocabulary. The
-//! statistics of such rows name the [fault](RowStats::logits_fault), and acceptance ends a sequence at a faulty row of its
-//! target.
+//! A NaN among the logits counts as −∞ and sets value 4 in the error word. Logits of +∞ share the probability equally;
+//! if no logit is above −∞, id 0 has all of it, and the confidence is 0. No input gives an id outside the vocabulary.
+//! The statistics of such rows name the [fault](RowStats::logits_fault), and acceptance ends a sequence at a faulty row
+//! of its target.
 //!
 //! ```
 //! # #[cfg(feature = "simt")] {
@@ -98,9 +98,10 @@ pub struct Sample<'a, L> {
     /// The index in `logits` of each row, `[rows]`; −1 makes a row padding, with stats of zero. Without an index, row r
     /// has logits row r. The index is on the device, so no code checks that it names each logits row once if logits are
     /// updated ([`select_drafts`](Kernels::select_drafts) makes such an index). If several rows name one logits row,
-    /// each of its logits becomes what one of these rows, or several in turn, make of it, and their stats are of such
-    /// logits: an unspecified outcome within the vocabulary, and nothing else changes. The threads meet in accesses of
-    /// equal size, whose outcome the PTX ISA's memory consistency model bounds ("Mixed-size Data-races").
+    /// each of its logits gets the update of one of these rows, or of several in turn, and the stats of these rows are
+    /// computed from such logits: the outcome is unspecified but within the vocabulary, and no other memory changes.
+    /// The threads race in accesses of equal size, whose possible outcomes the PTX ISA's memory consistency model
+    /// bounds ("Mixed-size Data-races").
     pub logit_index: Option<View<'a, i32>>,
     /// How each row is warped (temperature, top-k, top-p and min-p) and drawn from, `[rows]`.
     pub sampling: View<'a, RowSampling>,

@@ -1,4 +1,4 @@
-//! What sampling needs to know of a row of logits, and the statistics that it returns.
+//! The sampling parameters of a row of logits, and the statistics that sampling returns for the row.
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -17,8 +17,8 @@ use crate::sampling::{SamplingError, SamplingParams};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowSampling(FlexdraftRowSampling);
 
-// SAFETY: ten words without padding (40 bytes, as asserted beside it), each valid for any bits; the kernels
-// give every value a defined meaning.
+// SAFETY: ten words without padding (40 bytes, as asserted in the header), each valid for any bits; the kernels give
+// every value a defined meaning.
 unsafe impl bytemuck::Zeroable for RowSampling {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for RowSampling {}
@@ -120,7 +120,8 @@ impl RowStats {
     }
 }
 
-/// Returns the fault with a code of `FlexdraftLogitsFault`; `None` for the code of sound rows and for unknown codes.
+/// Returns the fault with a code of `FlexdraftLogitsFault`; `None` for the code of rows without a fault and for unknown
+/// codes.
 pub(in crate::kernels) fn fault_of_code(code: i32) -> Option<LogitsFault> {
     match code.cast_unsigned() as FlexdraftLogitsFault {
         FLEXDRAFT_LOGITS_NAN => Some(LogitsFault::Nan),

@@ -16,7 +16,7 @@ use crate::model::{LoadError, LoadWarning};
 /// scaling of Llama 3.
 pub(in crate::model) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The fewest tensors in a layer: two norms, four attention projections, three MLP projections.
+/// The minimum number of tensors in a layer: two norms, four attention projections, three MLP projections.
 const TENSORS_IN_LAYER: usize = 9;
 
 /// Architecture keys that change what a layer computes, each with the only value that leaves the computation

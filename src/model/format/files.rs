@@ -17,7 +17,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// The bytes of a file, either read into memory or memory-mapped.
 pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// How the bytes of a file come into memory: by reading, or by mapping.
+/// The way in which a file's bytes get into memory: by reading, or by mapping.
 #[derive(Clone, Copy)]
 pub(in crate::model) enum FileAccess {
     Read,

@@ -1,6 +1,6 @@
-//! Tokens that a model's directory lists beside `tokenizer.json`: in `tokenizer_config.json`,
-//! `added_tokens.json` and `special_tokens_map.json`. The order in which one overrides another is that of
-//! transformers 5.
+//! Tokens that a model's directory lists in addition to `tokenizer.json`: in `tokenizer_config.json`,
+//! `added_tokens.json` and `special_tokens_map.json`. The order in which one overrides another is that of transformers
+//! 5.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

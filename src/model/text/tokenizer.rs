@@ -19,7 +19,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a directory, and the tokens that the files beside it add.
+    /// Reads `tokenizer.json` of a directory, and the tokens that the other files of the directory add.
     pub(in crate::model) fn read_directory(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let bytes = read_bytes_up_to(&path, SIZE_LIMIT)?;

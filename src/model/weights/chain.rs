@@ -13,7 +13,7 @@ pub const MAX_CHAIN_TOP_K: usize = 32;
 /// The number K of ids per slot that a chain scores if the drafter's config has no `chain_top_k`.
 const DEFAULT_TOP_K: usize = 16;
 
-/// The kind of score with which a chain corrects the logits of a slot's likeliest ids.
+/// The kind of score with which a chain corrects the logits of a slot's most likely ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChainKind {
     /// A score of two tokens: `(A · embed(t)) · (B · embed(x))`.

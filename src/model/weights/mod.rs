@@ -70,7 +70,7 @@ pub struct TargetWeights {
     pub norm: Tensor,
     /// Output projection `[vocab, hidden]`; the embedding itself if the two are tied.
     pub lm_head: Tensor,
-    /// What the user should know about the model's files.
+    /// Warnings about the model's files.
     pub warnings: Vec<LoadWarning>,
 }
 

@@ -17,19 +17,19 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream, result};
 use super::launching::{self, LaunchShape};
 use crate::runtime::{Launch, RuntimeError};
 
-/// Number of pieces of work in the first list of a step. The device begins with it while the host gathers the rest.
+/// Number of work items in the first list of a step. The device begins with it while the host gathers the rest.
 const FIRST_LIST: usize = 128;
 
-/// The most pieces of work in a list.
+/// The maximum number of work items in a list.
 const LONGEST_LIST: usize = 4096;
 
 /// Shorter lists are not worth a graph.
 const SHORTEST_GRAPH: usize = 4;
 
-/// The most pieces of work in all graphs together. A graph takes about a kilobyte of device memory for each.
+/// The maximum number of work items in all graphs together. A graph takes about a kilobyte of device memory for each.
 const GRAPH_BUDGET: usize = 64 << 10;
 
-/// Number of lists that are remembered until they come again.
+/// Number of lists that are remembered until they occur again.
 const REMEMBERED: usize = 256;
 
 /// A call of a library that puts work on a stream.
@@ -38,7 +38,7 @@ pub(crate) trait StreamCall: Send {
     fn run(&self, stream: &Arc<CudaStream>) -> Result<(), RuntimeError>;
 }
 
-/// A piece of work for a stream.
+/// A work item for a stream.
 enum QueuedWork {
     Kernel(KernelCall),
     /// A copy within device memory: source, destination, bytes.
@@ -111,7 +111,7 @@ struct State {
 // SAFETY: the raw handles of graphs are used under the lock only.
 unsafe impl Send for State {}
 
-/// QueuedWork that is dropped after the lock is released, because it may own memory whose drop takes the lock.
+/// Work that is dropped after the lock is released, because it may own memory whose drop takes the lock.
 type Dropped = Vec<QueuedWork>;
 
 /// The launches of one stream, gathered into graphs.
@@ -297,7 +297,7 @@ impl GraphQueue {
         done
     }
 
-    /// Puts a list on the stream, piece by piece.
+    /// Puts a list on the stream, item by item.
     fn run(&self, list: &[QueuedWork]) -> Result<(), RuntimeError> {
         list.iter().try_for_each(|work| run(work, self.stream.context(), &self.stream))
     }
@@ -312,7 +312,7 @@ impl GraphQueue {
     }
 }
 
-/// Puts one piece of work on `stream`.
+/// Puts one work item on `stream`.
 fn run(work: &QueuedWork, context: &CudaContext, stream: &Arc<CudaStream>) -> Result<(), RuntimeError> {
     match work {
         QueuedWork::Kernel(call) => {
@@ -345,7 +345,7 @@ fn remember(hashes: &mut Vec<u64>, hash: u64) {
     hashes.push(hash);
 }
 
-/// Destroys the graphs that were not used for the longest time, until the others are within the budget.
+/// Destroys the least recently used graphs, until the others are within the budget.
 fn evict(state: &mut State, dropped: &mut Dropped) {
     let total = |graphs: &[ListGraph]| graphs.iter().map(|graph| graph.list.len()).sum::<usize>();
     while state.graphs.len() > 1 && total(&state.graphs) > GRAPH_BUDGET {

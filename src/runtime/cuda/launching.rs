@@ -1,15 +1,15 @@
 //! Launches through the driver.
 //!
-//! With programmatic dependent launch (compute capability 9.0), a kernel may begin before the launch in front of it has
-//! ended. It runs up to its wait for earlier launches, `griddepcontrol.wait`, and continues when the launch in front has
-//! ended. Only loaded code that has the wait may be launched so: the machine code for sm_90a. PTX for sm_80, which the
-//! driver compiles for newer GPUs, has no wait.
+//! With programmatic dependent launch (compute capability 9.0), a kernel may begin before the previous launch has
+//! ended. The kernel runs up to its wait for earlier launches, `griddepcontrol.wait`, and continues when the previous
+//! launch has ended. Only code that contains the wait may be launched in this way: the machine code for sm_90a. PTX for
+//! sm_80, which the driver compiles for newer GPUs, has no wait.
 //!
-//! Kernels of other libraries, which multiply matrices, may stand in front of a kernel that begins early. Such a kernel
-//! itself begins after all earlier work, or waits for it before it reads its operands, because any earlier work may have
-//! written them. Its end is therefore the end of all earlier work, as for the kernels of this crate. What it writes is read
-//! behind the wait. Copies, fills and graphs begin and end as without programmatic launch: nothing begins before a copy
-//! in front of it has ended.
+//! Kernels of other libraries, which multiply matrices, may precede a kernel that begins early. A library's kernel
+//! itself begins after all earlier work, or waits for earlier work before it reads its operands, because any earlier
+//! work may have written them. When it has ended, all earlier work has therefore ended too, as with the kernels of this
+//! crate. Its results are read only after the wait. Copies, fills and graphs begin and end as without programmatic
+//! launch: no work begins before an earlier copy has ended.
 
 use std::ffi::c_void;
 
@@ -28,7 +28,7 @@ pub(super) struct LaunchShape {
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
-    /// Whether the launch may begin before the launch in front of it has ended.
+    /// Whether the launch may begin before the previous launch has ended.
     pub(super) dependent: bool,
 }
 

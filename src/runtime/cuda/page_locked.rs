@@ -117,7 +117,7 @@ impl PageLocked {
                 result::memcpy_dtoh_async(words, from.address(), self.stream.cu_stream())?;
             }
             result::stream::synchronize(self.stream.cu_stream()).inspect_err(|_| {
-                // As after any copy: either the copy ends now, or nothing in the context runs any more.
+                // As after any copy: either the copy ends now, or no work in the context runs any more.
                 let _ = self.stream.context().synchronize();
             })?;
         }

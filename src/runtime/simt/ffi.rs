@@ -54,7 +54,7 @@ pub struct EmulatedLaunch {
     pub unused: u32,
 }
 
-/// The launches in front of a launch, which only C++ knows.
+/// The history of earlier launches, an opaque type of the C++ side.
 #[repr(C)]
 pub struct LaunchHistory {
     _private: [u8; 0],

@@ -1,10 +1,10 @@
-//! The history of launches that may begin before the launches in front have ended (`cuda/simt/launch_order.h`).
+//! The history of launches that may begin before earlier launches have ended (`cuda/simt/launch_order.h`).
 
 use std::ptr::NonNull;
 
 use super::ffi;
 
-/// What launches wrote and read since the last full barrier, for checks of their order.
+/// The writes and reads of launches since the last full barrier, for checks of their order.
 #[derive(Debug)]
 pub(super) struct LaunchOrder(NonNull<ffi::LaunchHistory>);
 

@@ -186,7 +186,7 @@ fn ids_above(row: &[f32]) -> usize {
     row.iter().filter(|&&x| x > f32::NEG_INFINITY).count()
 }
 
-/// The likeliest ids of rows of logits, with their logits: all ids above −∞ if these are few.
+/// The most likely ids of rows of logits, with their logits: all ids above −∞ if these are few.
 struct ChosenIds {
     count: usize,
     ids: Operand<i32>,

@@ -104,7 +104,7 @@ pub struct Setting {
     pub split: usize,
     pub page_size: usize,
     pub head_major: bool,
-    /// True if q, and the q, k and v of mask rows, are in tensors of their own.
+    /// True if q, and the q, k and v of mask rows, are in separate tensors.
     pub separate: bool,
     pub padding: usize,
     pub changes: Changes,

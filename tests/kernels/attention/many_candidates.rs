@@ -1,4 +1,5 @@
-//! Tests that a candidate's row has the same bits alone and beside up to 16 others, over thousands of cached keys.
+//! Tests that a candidate's row has the same bits alone and together with up to 16 others, over thousands of cached
+//! keys.
 
 use flexdraft::kernels::attention::DEFAULT_SPLIT;
 use flexdraft::layout::AttentionShape;

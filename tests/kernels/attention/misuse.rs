@@ -64,13 +64,13 @@ fn refuses_what_does_not_fit(bench: &Bench) {
     let kernel = "joint_attention_d64_r64_s3";
     for (i, operand, len) in [(0, "qkv", lens[0]), (2, "out", lens[2]), (3, "lse", lens[3])] {
         let expected =
-            |found| format!("{kernel}: operand `{operand}` has {found} elements, and {len} were expected");
+            |found| format!("{kernel}: operand `{operand}` has {found} elements, expected {len}");
         assert_eq!(with(i, len - 1), expected(len - 1));
         assert_eq!(with(i, 0), expected(0));
     }
     for (i, operand) in [(1, "k cache"), (4, "workspace")] {
         let (found, len) = (lens[i] - 1, lens[i]);
-        let expected = format!("{kernel}: operand `{operand}` has {found} elements, and {len} were expected");
+        let expected = format!("{kernel}: operand `{operand}` has {found} elements, expected {len}");
         assert_eq!(with(i, found), expected);
     }
     for (split, expected) in [(0, "split is 0"), (32, "split is 32"), (96, "split is 96")] {

@@ -1,4 +1,4 @@
-//! Tests of the choice of the likeliest ids: exactly the ids and the order of the reference.
+//! Tests of the choice of the most likely ids: exactly the ids and the order of the reference.
 
 use flexdraft::kernels::chain::ChainChoose;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, Sample, workspace_len};

@@ -60,7 +60,7 @@ fn tensors_that_do_not_fit() {
         file.add(extra, &[8]);
         assert_eq!(
             target(&file),
-            format!("tensor `{extra}` is not part of a llama model, as the metadata call it")
+            format!("tensor `{extra}` is not part of a llama model, which the metadata declares")
         );
     }
 }

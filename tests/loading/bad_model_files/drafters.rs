@@ -110,7 +110,7 @@ fn a_chain_is_read_with_its_rank() {
     let report = flexdraft::model::inspect::Report::read(&fixture("tiny/target"), Some(copy.path())).unwrap();
     assert!(report.is_sound());
     let shown = report.to_string();
-    assert!(shown.contains("rank 32, pair chain of rank 160 over the 3 likeliest ids\n"), "{shown}");
+    assert!(shown.contains("rank 32, pair chain of rank 160 over the 3 most likely ids\n"), "{shown}");
     assert!(shown.contains("    chain              2 tensors           20,480  f32\n"), "{shown}");
 }
 

@@ -126,7 +126,7 @@ fn element_types() {
             )
         );
     }
-    // A problem in an unused tensor is no error.
+    // A problem in an unused tensor is not an error.
     let copy = Copy::of(LLAMA);
     copy.set("num_hidden_layers", json!(1));
     copy.edit_header(|header| header["model.layers.1.input_layernorm.weight"]["dtype"] = json!("I32"));

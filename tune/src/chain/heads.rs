@@ -222,9 +222,9 @@ impl ChainHeads {
         logits.to_dtype(scores.dtype())?.to_device(scores.device())? + scores
     }
 
-    /// Returns the weighted sum of the rows' cross-entropies over their likeliest ids, and each row's prediction, whose
-    /// token is an index into the row's ids. A row whose label is not among its ids must have the weight 0; the label of
-    /// a row is the index of its token among the row's ids.
+    /// Returns the weighted sum of the rows' cross-entropies over their most likely ids, and each row's prediction,
+    /// whose token is an index into the row's ids. A row whose label is not among its ids must have the weight 0; the
+    /// label of a row is the index of its token among the row's ids.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
@@ -241,7 +241,7 @@ impl ChainHeads {
 
     /// Drafts the slots of blocks one after the other, as greedy decoding does: each slot's token is the id of the
     /// largest chained logit after the token drafted before, ties to the lowest id. The predictions are in the order of
-    /// the slots; a `confidence` is the largest probability among the slot's K likeliest ids.
+    /// the slots; a `confidence` is the largest probability among the slot's K most likely ids.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.

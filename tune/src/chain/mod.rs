@@ -1,4 +1,5 @@
-//! Chained Calibration in training: the heads that correct each slot's likeliest ids by the token of the slot before.
+//! Chained Calibration in training: the heads that correct the logits of each slot's most likely ids, given the token
+//! of the previous slot.
 //!
 //! The equations are in the reference crate, `reference/src/chain.rs`.
 

@@ -1,4 +1,4 @@
-//! The slots of blocks as a chain sees them: their likeliest ids with calibrated logits, and their hidden rows.
+//! The slots of blocks as a chain sees them: their most likely ids with calibrated logits, and their hidden rows.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -7,16 +7,16 @@ use crate::drafter::{Drafter, SlotFactors};
 use crate::loss::{Factor, logits_in_chunks};
 use crate::shortlist::Shortlist;
 
-/// Number of likeliest ids per slot that a chain learns from, at most. Drafting uses fewer; the others teach the chain to
-/// tell an id from more alternatives.
+/// Number of most likely ids per slot that a chain learns from, at most. Drafting uses fewer; the others teach the
+/// chain to tell an id from more alternatives.
 pub const TRAINED_IDS: usize = 32;
 
-/// The likeliest ids of rows of logits.
+/// The most likely ids of rows of logits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Likeliest {
     /// Number of ids per row.
     pub per_row: usize,
-    /// The ids, row after row; the ids of a row are in descending order of their logits, ties with the lowest id first.
+    /// The ids, row by row; the ids of a row are in descending order of their logits, ties with the lowest id first.
     pub ids: Vec<u32>,
     /// The logit of each id.
     pub logits: Vec<f32>,
@@ -54,7 +54,7 @@ impl Likeliest {
     }
 }
 
-/// Returns the `count` likeliest ids of each row of logits, the sum of the factors' products; NaN counts as −∞.
+/// Returns the `count` most likely ids of each row of logits, the sum of the factors' products; NaN counts as −∞.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -97,15 +97,15 @@ pub struct ChainSlots {
     pub bonuses: Vec<u32>,
     /// Number of slots after slot 0 of a block, S − 1.
     pub slots: usize,
-    /// The likeliest ids of each slot, with their calibrated logits.
+    /// The most likely ids of each slot, with their calibrated logits.
     pub likeliest: Likeliest,
     /// The final-normed hidden row of each slot, `[blocks · (S − 1), hidden]`, if the chain needs it.
     pub hidden: Option<Tensor>,
 }
 
 impl ChainSlots {
-    /// Returns the `count` likeliest ids of each slot that a drafter computed with [`Drafter::forward`], for blocks with the
-    /// given bonus tokens. The hidden rows are kept if `keeps_hidden`.
+    /// Returns the `count` most likely ids of each slot that a drafter computed with [`Drafter::forward`], for blocks
+    /// with the given bonus tokens. The hidden rows are kept if `keeps_hidden`.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.

@@ -13,9 +13,9 @@ use super::values::{
 
 /// Makes drafters for FlexDraft
 ///
-/// A drafter lets a language model, the target, write several tokens per step without changing its output. `data` lets
-/// the target write text, `tune` trains a drafter to predict that text, `chain` improves it, and `eval` measures it.
-/// `pretrain` makes a small target to try this with. No command changes a target.
+/// A drafter lets a language model, the target, generate several tokens per step without changing its output. `data`
+/// lets the target write text, `tune` trains a drafter to predict that text, `chain` improves it, and `eval` measures
+/// it. `pretrain` makes a small target to try this with. No command changes a target.
 ///
 /// Exit codes: 0 for success, 2 for a mistake in the arguments or in a file that they name, 1 for any other failure.
 #[derive(Debug, Parser)]
@@ -47,8 +47,9 @@ pub enum Command {
     Tune(TuneArgs),
     /// Train the chain of a drafter that stays as it is
     ///
-    /// A chain (Chained Calibration) lets each slot of a draft know the token of the slot before: it corrects the logits of
-    /// the slot's likeliest token ids. Training takes minutes, because the drafter's own logits are computed once.
+    /// A chain (Chained Calibration) conditions each slot of a draft on the token of the previous slot: it corrects the
+    /// logits of the slot's most likely token ids. Training takes minutes, because the drafter's own logits are
+    /// computed once.
     ///
     /// The folder --out gets the drafter with its best chain so far, measured by the acceptance length τ on held-out
     /// transcripts (drafter/), the settings (settings.json), the metrics (metrics.jsonl) and a checkpoint. If a run was
@@ -56,7 +57,7 @@ pub enum Command {
     Chain(ChainArgs),
     /// Make a small target from text
     ///
-    /// The command trains a byte-level BPE tokenizer and a model of the Qwen3 architecture, both from nothing. The
+    /// The command trains a byte-level BPE tokenizer and a model of the Qwen3 architecture, both from scratch. The
     /// folder --out is the model as of the latest checkpoint; its subfolder run/ holds the checkpoint, the settings and
     /// the metrics. If a run was stopped, the same command continues it from the checkpoint.
     Pretrain(PretrainArgs),
@@ -68,12 +69,12 @@ pub enum Command {
     /// slot of a draft is accepted, and how far the drafter's confidences are from its acceptance rates. Greedy tokens
     /// and the tokens of `--rule match` are compared with plain decoding; a difference is an error.
     Eval(EvalArgs),
-    /// Tell what a chain could gain, by walking a drafter along greedy transcripts
+    /// Estimate the possible gain of a chain, by walking along greedy transcripts with a drafter
     ///
-    /// The command needs no chain and decodes nothing. It prints how often the right token is among the K likeliest ids of
-    /// each slot (recall), the acceptance length τ of the drafter, with its chain if it has one, the τ that a chain could
-    /// reach if it always chose right among the K ids (the oracle's τ), and the τ of counted trigrams. The larger the
-    /// distance between the drafter's τ and the oracle's, the more training a chain can gain.
+    /// The command needs no chain and decodes nothing. It prints how often the right token is among the K most likely
+    /// ids of each slot (recall), the acceptance length τ of the drafter, with its chain if it has one, the τ that a
+    /// chain could reach if it always chose the right id among the K ids (the oracle's τ), and the τ of a trigram
+    /// model. The larger the distance between the drafter's τ and the oracle's, the more training a chain can gain.
     Headroom(HeadroomArgs),
     /// Draw the loss and the held-out acceptance length of runs as an SVG picture
     Curves(CurvesArgs),
@@ -87,7 +88,7 @@ pub struct TargetArgs {
     /// The command maps the files into memory; they must not change while it runs.
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: PathBuf,
-    /// Number of CPU threads; 0 takes one per core. No result depends on the number
+    /// Number of CPU threads; 0 takes one per core. The number changes no result
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 }
@@ -141,7 +142,7 @@ pub struct DataArgs {
     /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Largest number of sequences that a step decodes together. No result depends on it
+    /// Largest number of sequences that a step decodes together. The number changes no result
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub batch: usize,
 
@@ -211,11 +212,11 @@ pub struct TuneArgs {
     /// Token id whose embedding the mask tokens of an Orthrus drafter start from [default: the last id]
     #[arg(long, value_name = "ID", help_heading = "Drafter")]
     pub mask_token: Option<u32>,
-    /// Number of the target's last layers that get attention projectors for mask tokens; by default all layers of a target
-    /// with fewer
+    /// Number of the target's last layers that get attention projectors for mask tokens; by default, all layers if the
+    /// target has fewer layers than this default
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub tail_layers: Option<usize>,
-    /// Block size: slots per block, which draft one token less than there are slots
+    /// Block size: slots per block; a block drafts one token fewer than it has slots
     #[arg(long, value_name = "S", help_heading = "Drafter")]
     pub block_size: Option<usize>,
     /// Rank of the calibrator, the MLP that corrects drafts; 0 trains a drafter without one
@@ -224,14 +225,14 @@ pub struct TuneArgs {
     /// Draft only the N most frequent token ids of the transcripts; 0 drafts the whole vocabulary
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub shortlist: Option<usize>,
-    /// Train a chain of this kind with the rest: it corrects each slot by the token before and, for `hidden`, by the slot's
-    /// hidden state [default: none]
+    /// Train a chain of this kind together with the drafter: it corrects each slot, given the previous token and, for
+    /// `hidden`, the slot's hidden state [default: none]
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Drafter")]
     pub chain: Option<KindChoice>,
     /// Rank of the chain's two layers
     #[arg(long, value_name = "R", help_heading = "Drafter")]
     pub chain_rank: Option<usize>,
-    /// Number of likeliest token ids per slot that the chain corrects, 1 to 32
+    /// Number of most likely token ids per slot that the chain corrects, 1 to 32
     #[arg(long, value_name = "K", help_heading = "Drafter")]
     pub chain_top_k: Option<usize>,
     /// Train the norms and MLPs of the last layers too, for comparison; such a drafter is not exported
@@ -339,7 +340,7 @@ pub struct EvalArgs {
     /// Rounding of activations and KV cache
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: RoundingChoice,
-    /// Quantised weights of a GGUF file. The two choices are targets with slightly different numbers
+    /// Quantised weights of a GGUF file. The two choices give slightly different targets
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub weights: WeightsChoice,
     /// The drafter's directory, such as the folder drafter/ of a run [default: the target's own, for an Orthrus model]
@@ -398,12 +399,12 @@ pub struct EvalArgs {
     /// Seed of the first prompt's random numbers; each further prompt takes the next seed
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
     pub seed: u64,
-    /// Largest number of prompts that a step decodes together. No result depends on it
+    /// Largest number of prompts that a step decodes together. The number changes no result
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Decoding")]
     pub batch: usize,
 
-    /// Write the acceptance length into the drafter's config.json, with the chat template, thinking mode and block size that
-    /// it holds for. Runs of `flexdraft` say if they use another template or accept much less
+    /// Write the acceptance length into the drafter's config.json, with the chat template, thinking mode and block size
+    /// for which it was measured. `flexdraft` prints a note if a run uses another template or accepts much less
     #[arg(long, help_heading = "Output")]
     pub card: bool,
     /// Write one JSON object to stdout instead of tables

@@ -16,18 +16,18 @@ pub struct ChainArgs {
     #[arg(long, value_name = "DIR")]
     pub draft: PathBuf,
 
-    /// What the correction of a token id depends on: the token before and the id (`pair`), or also the slot's hidden state
+    /// Inputs of the correction of a token id: the previous token and the id (`pair`), or also the slot's hidden state
     /// (`hidden`)
     #[arg(long, value_enum, help_heading = "Chain")]
     pub kind: Option<KindChoice>,
     /// Rank of the chain's two layers
     #[arg(long, value_name = "R", help_heading = "Chain")]
     pub rank: Option<usize>,
-    /// Number of likeliest token ids per slot that drafting corrects, 1 to 32
+    /// Number of most likely token ids per slot that the chain corrects, 1 to 32
     #[arg(long, value_name = "K", help_heading = "Chain")]
     pub top_k: Option<usize>,
-    /// Let every slot's correction depend on the bonus token instead of the token before, for comparison; such a chain is
-    /// not exported
+    /// Let every slot's correction depend on the bonus token instead of the previous token, for comparison; such a
+    /// chain is not exported
     #[arg(long, value_name = "BOOL", help_heading = "Chain")]
     pub bonus_only: Option<bool>,
 
@@ -48,7 +48,7 @@ pub struct HeadroomArgs {
     /// File with transcripts that the target wrote at temperature 0, such as heldout.jsonl
     #[arg(long, value_name = "FILE.jsonl")]
     pub transcripts: PathBuf,
-    /// Transcripts whose tokens the trigrams are counted in [default: the other transcripts of --transcripts]
+    /// Transcripts in which the trigrams are counted [default: the other transcripts of --transcripts]
     #[arg(long, value_name = "FILE.jsonl")]
     pub counted: Option<PathBuf>,
     /// Use only the first N transcripts [default: all]

@@ -35,8 +35,8 @@ fn settings_of(command: &str) -> Vec<Value> {
     }
 }
 
-/// Adds the default of the option's setting to its help. The help itself says what is done without an option whose
-/// setting has no value by default.
+/// Adds the default of the option's setting to its help. If a setting has no default value, the help text itself
+/// describes the behaviour without the option.
 fn with_default(arg: Arg, settings: &[Value]) -> Arg {
     let id = arg.get_id().as_str();
     let value = match settings.iter().find_map(|settings| settings.get(id)) {
@@ -86,7 +86,7 @@ mod tests {
         }
     }
 
-    /// Every option that the commands `tune`, `chain` and `pretrain` take says what holds without it.
+    /// The help of every option of `tune`, `chain` and `pretrain` states the behaviour without the option.
     #[test]
     fn no_option_lacks_its_default() {
         let cli = command();

@@ -1,4 +1,4 @@
-//! The command `flexdraft-tune headroom`, which tells what a chain could gain.
+//! The command `flexdraft-tune headroom`, which estimates the possible gain of a chain.
 
 use candle_core::DType;
 use flexdraft::decode::{Confidence, ConfidenceStrategy};

@@ -31,7 +31,7 @@ use flexdraft_tune::Result;
 
 use self::args::{Cli, Command};
 
-/// The message of the latest panic, for the report of a bug. The runner catches panics of the tokenizer's crate and
+/// The message of the latest panic, for the report of an internal error. The runner catches panics of the tokenizer's crate and
 /// returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
         }
         Err(_) => {
             let message = PANIC.lock().map(|message| message.clone()).unwrap_or_default();
-            eprintln!("error: a bug in flexdraft-tune, please report it: {message}");
+            eprintln!("error: internal error, please report it: {message}");
             ExitCode::FAILURE
         }
     }

@@ -20,8 +20,8 @@ pub fn drafter(path: &Path, target: &ModelConfig) -> Result<DrafterWeights> {
     Ok(unsafe { DrafterWeights::map(path, target) }?)
 }
 
-/// Maps the weights of a target and of its drafter into memory; `quantized` says what becomes of quantised weights. The
-/// drafter is in the directory `draft`, or by default in the target's own files.
+/// Maps the weights of a target and of its drafter into memory; `quantized` is the format in which quantised weights
+/// are kept. The drafter is in the directory `draft`, or by default in the target's own files.
 pub fn pair(
     target: &Path,
     quantized: QuantizedWeights,

@@ -1,4 +1,4 @@
-//! What the commands that train share: reading and checking transcripts, settings, and the report of a run.
+//! Code that the training commands share: reading and checking transcripts, settings, and the report of a run.
 
 use std::fs;
 use std::path::Path;
@@ -54,8 +54,8 @@ fn check_data(file: &DataFile, folder: &Path, target: &TargetWeights) -> Result<
     Ok(())
 }
 
-/// Runs `train`, which trains for `steps` steps in all, with a report in the run's folder. Writes the card of the drafter
-/// that comes of the run.
+/// Runs `train`, which trains for `steps` steps in all, with a report in the run's folder. Writes the card of the run's
+/// drafter.
 pub fn run_with_report(
     args: &RunArgs,
     steps: usize,

@@ -48,7 +48,7 @@ pub struct TrainingArgs {
     /// Type that the operands of matrix products are rounded to; weights stay f32 between steps
     #[arg(long, value_enum)]
     pub compute: Option<Dtype>,
-    /// How fast the loss forgets later slots: slot j has the weight exp(−(j − 1) / γ)
+    /// Decay of the slots' weights in the loss: slot j has the weight exp(−(j − 1) / γ)
     #[arg(long, value_name = "γ")]
     pub gamma: Option<f64>,
     /// Seed of the initial weights, the order of the transcripts and the anchors

@@ -46,7 +46,7 @@ impl From<DrafterKindChoice> for DrafterChoice {
 /// A decoding mode with drafts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DraftingMode {
-    /// In the pass that verifies the current block
+    /// In the verification pass of the current block
     Parallel,
     /// In a pass of its own, after the current block was verified
     Sequential,
@@ -63,10 +63,10 @@ impl From<DraftingMode> for Mode {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RuleChoice {
-    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual
+    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual distribution
     #[default]
     Rejection,
-    /// Accepts the whole block at once, and at least as much on average as `rejection`
+    /// Accepts by the joint probability of the block; on average at least as many tokens as `rejection`
     Block,
     /// Accepts while the target draws the same token; gives the tokens of plain decoding with this seed
     Match,
@@ -152,7 +152,7 @@ impl From<Dtype> for Precision {
     }
 }
 
-/// How an evaluation rounds activations.
+/// The rounding of activations in an evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RoundingChoice {
     /// No rounding: single precision
@@ -160,7 +160,7 @@ pub enum RoundingChoice {
     F32,
     /// To bf16, as on a GPU
     Bf16,
-    /// To 8 bits where activations are multiplied with quantised weights, which --weights keep leaves as they are
+    /// To 8 bits in products with quantised weights, which --weights keep preserves
     Q8,
 }
 
@@ -174,7 +174,7 @@ impl From<RoundingChoice> for Precision {
     }
 }
 
-/// What an evaluation makes of quantised weights.
+/// The form in which an evaluation loads quantised weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum WeightsChoice {
     /// Converted to bf16, as the commands that train do

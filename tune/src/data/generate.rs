@@ -73,7 +73,7 @@ pub struct Progress {
     pub tokens: usize,
 }
 
-/// What a sequence in the engine writes: a message that becomes a prompt, or the response to a prompt.
+/// The text that a sequence in the engine writes: a message that becomes a prompt, or the response to a prompt.
 enum Task {
     Message(u64),
     Response { attempt: u64, prompt: Vec<u32> },

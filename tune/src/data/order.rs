@@ -1,7 +1,7 @@
 //! The order in which attempts at a prompt are judged, so that the accepted prompts do not depend on timing.
 //!
 //! Attempts finish in any order but are judged in the order in which they started: of two equal prompts, the earlier
-//! attempt wins, and only the first `count` prompts are kept. The prompts therefore do not depend on timing.
+//! attempt wins, and only the first `count` prompts are kept. The accepted prompts therefore do not depend on timing.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 

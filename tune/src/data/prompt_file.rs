@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::rendering::Rendering;
 use crate::error::{Result, TuneError};
 
-/// How the texts of a prompt file become prompts.
+/// The conversion of the texts of a prompt file to prompts.
 #[derive(Debug)]
 pub enum PromptFormat<'a> {
     /// The text is a user's message, and is rendered with the target's chat template.

@@ -17,7 +17,7 @@ use crate::hash;
 pub struct Settings {
     /// The model that wrote the transcripts.
     pub target: TargetName,
-    /// Where the prompts came from.
+    /// The source of the prompts.
     pub source: Source,
     /// Maximum number of tokens per response.
     pub max_response: usize,
@@ -25,7 +25,7 @@ pub struct Settings {
     pub temperature: f32,
     /// Share of the prompts that is held out.
     pub held_out: f64,
-    /// How the target's activations were rounded: `f32` or `bf16`.
+    /// The rounding of the target's activations: `f32` or `bf16`.
     pub precision: String,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -54,7 +54,7 @@ impl TargetName {
     }
 }
 
-/// Where the prompts came from.
+/// The source of the prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Source {
@@ -162,7 +162,7 @@ pub struct Summary {
     pub response_tokens: usize,
 }
 
-/// The file `data.json`, beside the transcripts.
+/// The file `data.json`, next to the transcripts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFile {

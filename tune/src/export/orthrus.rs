@@ -1,4 +1,4 @@
-//! The layout of an Orthrus model: the files of its target with the drafter's tensors beside the target's.
+//! The layout of an Orthrus model: the files of its target, with the drafter's tensors added to the target's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};

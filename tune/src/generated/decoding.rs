@@ -1,4 +1,4 @@
-//! How an evaluation decodes, and what it records for each prompt.
+//! Decoding in an evaluation, and the record of each prompt.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Mode, Record, StepRecord};
@@ -13,13 +13,13 @@ pub struct Decoding {
     pub stop_ids: Vec<u32>,
     /// Temperature and truncation with which tokens are sampled.
     pub sampling: SamplingParams,
-    /// How drafts are accepted above temperature 0.
+    /// The acceptance rule above temperature 0.
     pub rule: Rule,
     /// True if drafts are verified as if the drafter had been certain of them, for comparison. With
     /// [`Rule::Rejection`], a draft x is then accepted with the target's own probability of x: the same as if the
     /// target drew a token independently and the two had to be equal.
     pub as_certain: bool,
-    /// How the confidences decide how much of a draft is verified.
+    /// The rule by which confidences decide the verify length.
     pub confidence: Confidence,
     /// Parallel or sequential mode; the drafts are the same.
     pub mode: Mode,

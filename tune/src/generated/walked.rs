@@ -27,7 +27,7 @@ pub struct Walked {
     /// Sums over all walked transcripts.
     #[serde(flatten)]
     pub walk: Walk,
-    /// What bounds the acceptance length along these transcripts.
+    /// The bounds of the acceptance length along these transcripts.
     pub headroom: Headroom,
 }
 

@@ -23,7 +23,8 @@ const ANCHORS: usize = 64;
 /// K of a drafter without a chain: the number of ids per slot that a chain would score.
 const TOP_K: usize = 16;
 
-/// The share of the drafter's gain over plain decoding, τ − 1, from which on counts alone are said to explain its τ.
+/// The share of the drafter's gain over plain decoding, τ − 1, above which the report says that counts alone explain
+/// its τ.
 const EXPLAINED: f64 = 0.8;
 
 /// A drafter, and how it is measured.
@@ -35,7 +36,7 @@ pub struct Source<'a> {
     pub drafter: &'a Drafter,
     /// The drafter's chain, if it has one.
     pub chain: Option<&'a ChainHeads>,
-    /// How the confidences decide how much of a draft is verified.
+    /// The rule by which confidences decide the verify length.
     pub confidence: Confidence,
     /// Transcripts whose responses the back-off trigram counts; `None` counts the other transcripts that are walked.
     pub counted: Option<&'a [Transcript]>,
@@ -45,17 +46,17 @@ pub struct Source<'a> {
 /// no steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Headroom {
-    /// K: the number of likeliest ids per slot that a chain chooses from.
+    /// K: the number of most likely ids per slot that a chain chooses from.
     pub top_k: usize,
     /// τ of drafts whose slots are independent.
     pub tau: Option<f64>,
     /// τ with the drafter's chain; `None` for a drafter without one.
     pub chained_tau: Option<f64>,
-    /// τ if each slot drafted the right token whenever it is among the slot's K likeliest ids.
+    /// τ if each slot drafted the right token whenever it is among the slot's K most likely ids.
     pub oracle_tau: Option<f64>,
     /// The share of the distance from `tau` to `oracle_tau` that the chain covers.
     pub closed: Option<f64>,
-    /// For slots 1, 2, …: the share of the transcripts' tokens that are among the slot's K likeliest ids.
+    /// For slots 1, 2, …: the share of the transcripts' tokens that are among the slot's K most likely ids.
     pub recall: Vec<f64>,
     /// Calibration error of the confidences along the walk: the chain's if there is one, else the independent slots'.
     pub calibration_error: f64,
@@ -76,8 +77,9 @@ impl Headroom {
     }
 }
 
-/// Walks greedy transcripts with a drafter, with its chain, with an oracle that chooses among the likeliest ids of each slot,
-/// and with counts of trigrams. Returns the drafter's own walk (with its chain if it has one) and the comparison.
+/// Walks greedy transcripts with a drafter, with its chain, with an oracle that chooses among the most likely ids of
+/// each slot, and with counts of trigrams. Returns the drafter's own walk (with its chain if it has one) and the
+/// comparison.
 ///
 /// # Errors
 /// [`TuneError::Pick`](crate::TuneError::Pick) for a transcript without tokens; candle's errors: out of memory.
@@ -143,12 +145,12 @@ pub fn measure(source: Source<'_>, transcripts: &[Transcript]) -> Result<(Walk, 
     Ok((own, headroom))
 }
 
-/// The drafts after all positions of a transcript, slot after slot.
+/// The drafts after all positions of a transcript, slot by slot.
 struct Drafts {
     plain: Vec<Prediction>,
     /// Empty if the drafter has no chain.
     chained: Vec<Prediction>,
-    /// The K likeliest ids of each slot.
+    /// The K most likely ids of each slot.
     likeliest: Vec<u32>,
 }
 

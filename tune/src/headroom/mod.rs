@@ -1,5 +1,5 @@
-//! What a chain can gain: how often the right token is among the likeliest ids of a slot, and the acceptance lengths
-//! without a chain, with the drafter's chain, with a chain that is never wrong, and with counted trigrams.
+//! The possible gain of a chain: how often the right token is among the most likely ids of a slot, and the acceptance
+//! lengths without a chain, with the drafter's chain, with a chain that is never wrong, and with counted trigrams.
 
 mod back_off;
 mod measure;

@@ -8,7 +8,7 @@ use crate::loss::{Labels, Prediction};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
-/// The slots of a training step whose label is among their likeliest ids.
+/// The slots of a training step whose label is among their most likely ids.
 #[derive(Default)]
 pub(super) struct ChainRows {
     /// The true token before each slot.
@@ -23,7 +23,7 @@ pub(super) struct ChainRows {
 }
 
 impl ChainRows {
-    /// Adds the slots with these labels, likeliest ids and hidden rows; the labels are places in `shortlist`.
+    /// Adds the slots with these labels, most likely ids and hidden rows; the labels are places in `shortlist`.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -61,8 +61,8 @@ impl ChainRows {
         self.labels.weights.iter_mut().for_each(|weight| *weight /= total);
     }
 
-    /// Returns the weighted sum of the cross-entropies over the likeliest ids, and the prediction of each row; `None` if
-    /// no slot has its label among its likeliest ids.
+    /// Returns the weighted sum of the cross-entropies over the most likely ids, and the prediction of each row; `None`
+    /// if no slot has its label among its most likely ids.
     ///
     /// # Errors
     /// Candle's errors: out of memory.

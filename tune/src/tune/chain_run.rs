@@ -156,7 +156,7 @@ impl Trainee for TrainedChain<'_> {
                 let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 (loss, gradients, rows.slot_1_accuracy(&predictions))
             }
-            // No label is among the likeliest ids of its slot.
+            // No label is among the most likely ids of its slot.
             None => (0.0, vec![None; self.heads.parameters().len()], 0.0),
         };
         let mask_rows = (anchors * block_size) as f64;

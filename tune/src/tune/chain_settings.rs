@@ -9,7 +9,7 @@ use crate::chain::ChainShape;
 use crate::error::Result;
 use crate::optimizer::AdamSettings;
 
-/// The kind of score with which a chain corrects the logits of a slot's likeliest ids.
+/// The kind of score with which a chain corrects the logits of a slot's most likely ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -105,8 +105,8 @@ pub struct ChainSettings {
     pub threshold: f32,
     /// Number of steps between checkpoints.
     pub checkpoint_every: usize,
-    /// Memory for the likeliest ids and hidden rows of the frozen drafter's slots, in GiB; slots beyond it are computed
-    /// again each time.
+    /// Memory for the most likely ids and hidden rows of the frozen drafter's slots, in GiB; slots beyond it are
+    /// computed again each time.
     pub kept_gib: f64,
 }
 

@@ -23,7 +23,7 @@ pub trait Ranks {
     fn sum(&self, tensor: &Tensor) -> Result<Tensor>;
 }
 
-/// Where a process runs: its device, and the ranks of its run.
+/// The place where a process runs: its device, and the ranks of its run.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The device that holds the tensors.

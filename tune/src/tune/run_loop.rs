@@ -68,7 +68,7 @@ pub(super) struct StepGradients {
     pub mask_rows: f64,
 }
 
-/// What a run trains.
+/// The weights that a run trains.
 pub(super) trait Trainee {
     /// Returns the loss of step `step`, counted from 0, and its gradients. The step learns from transcripts among
     /// `usable`.
@@ -83,7 +83,7 @@ pub(super) trait Trainee {
     fn evaluate(&mut self, optimizer: &AdamW, is_best: &mut dyn FnMut(&Walk) -> Result<bool>)
     -> Result<Walk>;
 
-    /// Returns the tensors that a checkpoint holds beside the optimizer's.
+    /// Returns the tensors that a checkpoint holds in addition to the optimizer's.
     fn further_tensors(&self) -> HashMap<String, Tensor> {
         HashMap::new()
     }

@@ -109,7 +109,7 @@ pub struct Drafting<'a> {
 }
 
 impl Drafting<'_> {
-    /// Returns the greedy drafts after each anchor of a batch, slot after slot. Their tokens are token ids.
+    /// Returns the greedy drafts after each anchor of a batch, slot by slot. Their tokens are token ids.
     ///
     /// # Errors
     /// Candle's errors: out of memory.

@@ -206,7 +206,7 @@ fn the_headroom_is_what_a_chain_could_gain() {
     assert_eq!((headroom.top_k, headroom.tau, headroom.chained_tau), (16, walked.tau, None));
     assert!(headroom.oracle_tau > headroom.tau && headroom.closed.is_none());
     assert_eq!(headroom.recall.len(), 7);
-    // A slot 1 that is accepted is among its slot's likeliest ids.
+    // A slot 1 that is accepted is among its slot's most likely ids.
     let accepted = walked.walk.accepted[0] as f64 / walked.walk.reached[0] as f64;
     assert!(headroom.recall[0] > accepted && headroom.recall.iter().all(|&recall| recall <= 1.0));
     assert!((headroom.calibration_error - report.calibration_error).abs() < 0.05);

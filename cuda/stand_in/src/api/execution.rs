@@ -174,7 +174,7 @@ extern "C" fn cuLaunchKernel(
     })
 }
 
-/// Returns whether the attributes of a launch permit it to begin before the launch in front of it has ended.
+/// Returns whether the attributes of a launch permit it to begin before the previous launch has ended.
 fn dependent(config: &CUlaunchConfig) -> Outcome<bool> {
     let mut dependent = false;
     for index in 0..config.numAttrs as usize {

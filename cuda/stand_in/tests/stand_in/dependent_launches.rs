@@ -78,7 +78,7 @@ impl Planted {
             .result()
     }
 
-    /// Launches a kernel that may begin before the launch in front of it has ended, or that may not.
+    /// Launches a kernel that may begin before the previous launch has ended, or that may not.
     fn launch(&self, name: &CStr, dependent: bool) {
         let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         self.launch_with(name, id, i32::from(dependent)).unwrap();

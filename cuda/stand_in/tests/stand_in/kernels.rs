@@ -195,7 +195,7 @@ fn launches_beyond_the_limits_are_refused() {
             ([1, 1, 1], 0, 0, "a CTA has [0, 1, 1] threads"),
             ([1, 1, 1], 1025, 0, "a CTA has [1025, 1, 1] threads"),
             ([1, 1, 1], 1024, 0, "1024 threads, expected at most"),
-            ([1, 1, 1], 32, 300 << 10, "needs 307200 bytes of shared memory a CTA"),
+            ([1, 1, 1], 32, 300 << 10, "needs 307200 bytes of shared memory per CTA"),
         ] {
             let error = launch(&kernels, &stream, grid, threads, shared);
             assert!(error.contains("rms_norm") && error.contains(expected), "{error}");

@@ -163,7 +163,7 @@ fn passes_rope_and_attention_of(half: Type) {
             Value(flag(masks)),
             At(6),
         ];
-        // The columns of q, k and v of these rows, as tensors of their own, give the same.
+        // The columns of q, k and v of these rows, as separate tensors, give the same.
         let mut apart = operands.clone();
         let (first, count) = if masks { (11, 9) } else { (0, 11) };
         let (q_shape, kv_shape) = ([count, q_columns as i64], [count, kv_columns as i64]);
@@ -234,7 +234,7 @@ fn passes_rope_and_attention_of(half: Type) {
     ];
     let after = same("joint_attention", &operands, &arguments, c);
 
-    // The columns of q, k and v, as tensors of their own, give the same output.
+    // The columns of q, k and v, as separate tensors, give the same output.
     let mut apart = operands.to_vec();
     let (q_shape, mask_shape, kv_shape) =
         ([11, q_columns as i64], [9, q_columns as i64], [9, kv_columns as i64]);

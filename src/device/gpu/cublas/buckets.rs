@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-/// The most rows that one cuBLASLt product has. A product of more rows is split into parts: at this size,
+/// The maximum number of rows of one cuBLASLt product. A product of more rows is split into parts: at this size,
 /// arithmetic limits a product's speed, so splitting costs nothing, and a trial needs little memory.
 pub(super) const MAX_ROWS: usize = 2048;
 

@@ -11,7 +11,7 @@ use crate::device::DeviceError;
 /// Number of algorithms requested at each row count.
 const PROPOSALS: usize = 8;
 
-/// The most algorithms that a trial compares.
+/// The maximum number of algorithms that a trial compares.
 const MOST_CANDIDATES: usize = 24;
 
 impl Library {

@@ -1,13 +1,12 @@
 //! Row-invariant matrix products on a GPU, computed by cuBLASLt.
 //!
-//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise
-//! this: it selects an algorithm by the row count, and algorithms sum in different orders. This module
-//! therefore selects the algorithms of each shape itself, one per [bucket](buckets) of row counts, among the
-//! algorithms that cuBLASLt [proposes](heuristics): the set with the least time, among all sets whose results
-//! are equal in all bits. When a model is loaded, a [trial](trial) on the GPU measures the times, and runs
-//! each algorithm on [numbers](trial_data) that reveal its order of summation, at [many row counts and
-//! places](row_invariance). [`selection`] selects the set, and a [`schedule`] assigns rows to algorithms.
-//! [`ProductAlgorithms::Any`] skips all of this.
+//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise this: it
+//! selects an algorithm by the row count, and algorithms sum in different orders. This module therefore selects the
+//! algorithms of each shape itself, one per [bucket](buckets) of row counts, among the algorithms that cuBLASLt
+//! [proposes](heuristics): the set with the least time, among all sets whose results are equal in all bits. When a
+//! model is loaded, a [trial](trial) on the GPU measures the times, and runs each algorithm on [numbers](trial_data)
+//! that reveal its order of summation, at [many row counts and places](row_invariance). [`selection`] selects the set,
+//! and a [`schedule`] assigns rows to algorithms. [`ProductAlgorithms::Any`] skips all of this.
 
 mod buckets;
 mod descriptors;

@@ -1,4 +1,5 @@
-//! Plans that say which algorithms compute the products of a shape: made once per shape, and used by every product.
+//! Plans that determine the algorithms for the products of a shape. A plan is made once per shape and used by every
+//! product.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,9 +29,8 @@ pub enum ProductAlgorithms {
     /// Algorithms that give a row the same bits in every product, which lossless decoding needs.
     #[default]
     RowInvariant,
-    /// The algorithm that cuBLASLt estimates to be the fastest at each row count. A row's result depends on
-    /// the rows beside it, so drafting can change the tokens: decoding is **not lossless**. For comparisons
-    /// of speed.
+    /// The algorithm that cuBLASLt estimates to be the fastest at each row count. A row's result depends on the other
+    /// rows of the product, so drafting can change the tokens: decoding is **not lossless**. For comparisons of speed.
     Any,
 }
 

@@ -28,7 +28,7 @@ pub(super) trait ProductTrial {
     /// Returns the number of algorithms, which are ordered with the most promising ones first.
     fn algorithms(&self) -> usize;
 
-    /// Returns the most rows of a product for which memory was allocated.
+    /// Returns the maximum number of rows of a product for which memory was allocated.
     fn most_rows(&self, operands: TrialOperands) -> usize;
 
     /// Computes products of ranges of rows of x, which repeat after [`PERIOD`] rows, and passes each row of

@@ -84,7 +84,7 @@ impl Schedule {
     }
 }
 
-/// Returns the most rows of a product that is computed in one call.
+/// Returns the maximum number of rows that one call computes.
 pub(super) fn most_rows(timed: &[Timed]) -> usize {
     *buckets::rows_of(timed.len().saturating_sub(1)).end()
 }

@@ -11,9 +11,8 @@ use super::schedule::{Schedule, Timed};
 /// not depend on the time.
 const TIMING_SECONDS: f32 = 1.0;
 
-/// The most rows of the product from which an algorithm's result bits in a bucket are first computed: the
-/// product has the largest row count of the bucket, up to this number, which is enough to show every row of
-/// x.
+/// The maximum number of rows of the product from which an algorithm's result bits in a bucket are first computed: the
+/// product has the largest row count of the bucket, up to this number, which is enough to show every row of x.
 const MOST_SEEN: usize = 257;
 
 /// An algorithm in a bucket of row counts, with the results of its checks.

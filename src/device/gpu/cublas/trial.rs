@@ -33,14 +33,14 @@ const SEED: u64 = 1;
 /// size, 256, and an incomplete tile of every size.
 const SLICE_IDS: usize = 4 * 256 + 40;
 
-/// The most bytes of the slice's weights; the next constant is for results of the full width.
+/// The maximum size in bytes of the slice's weights; the next constant is for results of the full width.
 const SLICE_BYTES: usize = 64 << 20;
 const RESULT_BYTES: usize = 256 << 20;
 
 /// Number of rows of the slice's results that are in memory at once.
 const SLICE_ROWS: usize = 2 * buckets::MAX_ROWS;
 
-/// The most bytes copied to the host at once.
+/// The maximum number of bytes copied to the host at once.
 const COPIED_BYTES: usize = 16 << 20;
 
 /// Time that a GPU works before timing, so that its clocks have risen; the next constant is how long the

@@ -15,7 +15,7 @@ use crate::model::format::files::{Bytes, open, reject_lfs_pointer};
 use crate::model::format::json::Fields;
 use crate::model::load_error::shorten;
 
-/// The most dimensions of a ggml tensor.
+/// The maximum number of dimensions of a ggml tensor.
 const MAX_DIMENSIONS: u32 = 4;
 
 /// Alignment of tensor data, in bytes, unless the key `general.alignment` sets another alignment.

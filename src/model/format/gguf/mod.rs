@@ -37,7 +37,7 @@ use crate::model::LoadError;
 pub(in crate::model) use header::Header;
 use header::ParsedFile;
 
-/// What becomes of the quantised matrices of a GGUF file when they are loaded.
+/// The form in which the quantised matrices of a GGUF file are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum QuantizedWeights {
     /// They become bf16, which every device takes.

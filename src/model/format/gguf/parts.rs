@@ -8,7 +8,7 @@ use crate::model::LoadError;
 const COUNT: &str = "split.count";
 const NUMBER: &str = "split.no";
 
-/// The most files of a model; the metadata count them with 16 bits.
+/// The maximum number of files of a model; the metadata count them with 16 bits.
 const MAX_COUNT: usize = u16::MAX as usize;
 
 /// The place of a file among the files of its model.

@@ -17,7 +17,7 @@ use crate::model::load_error::shorten;
 /// The largest indentation that the filter `indent` makes, in characters.
 const MAX_INDENT: usize = 4096;
 
-/// The most decimals to which the filter `round` rounds a number.
+/// The maximum number of decimals to which the filter `round` rounds a number.
 const MAX_DIGITS: usize = 17;
 
 /// Adds to the template engine the functions that [translated templates](super::translate) call, filters and

@@ -62,8 +62,8 @@ fn attention() -> Attention {
     }
 }
 
-/// Returns the operands with four candidates' q and four mask rows' q, k and v in tensors of their own, whose rows have
-/// the distance of q's.
+/// Returns the operands with four candidates' q and four mask rows' q, k and v in separate tensors, whose rows have the
+/// distance of q's.
 fn separate() -> Attention {
     let rows = |elements: usize| Memory::zeros::<bf16>(3 * 4 * 64 + elements);
     let parts = [rows(4 * 64), rows(4 * 64), rows(2 * 64), rows(2 * 64)];

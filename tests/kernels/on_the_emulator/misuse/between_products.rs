@@ -249,7 +249,7 @@ fn append() -> Append {
     }
 }
 
-/// Returns the operands with the q, k and v of four candidates in tensors of their own, whose rows have the distance of
+/// Returns the operands with the q, k and v of four candidates in separate tensors, whose rows have the distance of
 /// q's.
 fn append_separate() -> Append {
     let rows = |elements: usize| Memory::zeros::<bf16>(3 * 4 * 64 + elements);

@@ -74,7 +74,7 @@ fn wrong_orders_are_found_and_the_right_one_is_kept() {
                 let found = order(&trial.algorithms, &schedule, 1..=256);
                 assert_eq!(found, RIGHT, "{name}, seed {seed}, {cols} columns: {schedule:?}");
             }
-            // The fastest algorithm, which is right, is selected beside all wrong algorithms.
+            // The fastest algorithm, which is right, is selected although wrong algorithms are among the candidates.
             trial.algorithms = wrong_ones().into_iter().map(|(_, wrong)| wrong).collect();
             trial.algorithms.push(Algorithm::constant(RIGHT, [0.5; COUNT]));
             assert_eq!(algorithms(&chosen(&mut trial, 4, &[])), [6; 4], "seed {seed}, {cols} columns");
