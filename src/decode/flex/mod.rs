@@ -37,8 +37,9 @@ const TIMES: usize = 200;
 /// Number of steps that the rate is averaged over.
 const RATE_MEMORY: f64 = 96.0;
 
-/// Number of steps without prompts that count before the first step, in the rate of all steps.
-const FIRST_STEPS: usize = 8;
+/// Number of steps without prompts that count before the first step, in the rate of all steps: a batch that begins reads its
+/// prompts first, and time is not cheap because of that.
+const FIRST_STEPS: usize = 256;
 
 /// Number of steps without drafts after which the estimated value of drafts is out of date, so that a trial may update
 /// it.
@@ -49,7 +50,7 @@ const STALE: u64 = 24;
 /// Greedy and `match` outputs do not depend on the choice. Requests whose tokens depend on the verify length (see
 /// [`SequenceView::verify_len_is_free`]) keep the verify length of their threshold, always get drafts, and do not
 /// influence the choice for other requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flex {
     cost: CostModel,
     /// The calibrations: of drafts whose tokens do not depend on v, of drafts whose tokens do, and of proposals.
@@ -145,12 +146,33 @@ struct PlannedStep {
 impl Flex {
     /// Makes a policy that begins with a cost model, such as one fitted to a probe of the device.
     pub fn new(cost: CostModel) -> Self {
-        Self { cost, ..Self::default() }
+        let of_drafter = ConfidenceCalibration::of_drafter;
+        let calibrations = [of_drafter(), of_drafter(), ConfidenceCalibration::default()];
+        Self {
+            cost,
+            calibrations,
+            drafts: Drafts::default(),
+            budget: Budget::default(),
+            row_prices: HashMap::new(),
+            last: Last::default(),
+            since_drafts: 0,
+            runs: Runs::default(),
+            settled: Settled::default(),
+            rates: Default::default(),
+            times: VecDeque::new(),
+        }
     }
 
     /// Returns the cost model as fitted so far.
     pub fn cost(&self) -> &CostModel {
         &self.cost
+    }
+}
+
+impl Default for Flex {
+    /// Makes a policy that knows nothing about the machine.
+    fn default() -> Self {
+        Self::new(CostModel::default())
     }
 }
 
@@ -166,7 +188,8 @@ impl Policy for Flex {
         for (prospect, view) in prospects.iter_mut().zip(views) {
             if view.may_draft && view.draws {
                 let most = view.wanted.saturating_sub(2);
-                prospect.value = Some(self.drafts.value(view.number, row_price, of_any, most));
+                let prices = (row_price, of_any);
+                prospect.value = Some(self.drafts.value(view.number, &self.calibrations, prices, most));
             }
         }
         let PlannedStep { plan, trial, compared, chosen, reason } =
@@ -208,20 +231,21 @@ impl Policy for Flex {
 
     fn observe(&mut self, step: &StepView<'_>) {
         let shape = StepShape::of(step);
+        let mut verified_drafts = false;
         for sequence in step.sequences {
             let Some(last) = self.last.sequences.get(sequence.index) else { continue };
             let (verified, accepted) = (sequence.verified(), sequence.accepted());
-            let calibration = &mut self.calibrations[last.calibration];
-            calibration.observe(&last.confidence, verified, accepted);
+            verified_drafts |= verified > 0 && !last.confidence.is_empty();
+            self.calibrations[last.calibration].observe(&last.confidence, verified, accepted);
             if last.is_draft && !last.confidence.is_empty() {
-                let mut curve = Vec::new();
-                calibration.survival(&last.confidence, &mut curve);
-                self.drafts.add(last.number, &curve, self.last.sequences.len());
+                let calibration = (&self.calibrations[..], last.calibration);
+                self.drafts.add(last.number, &last.confidence, calibration, self.last.sequences.len());
             }
             if sequence.drafted {
                 self.row_prices.insert(last.number, self.last.row_price);
             }
         }
+        self.drafts.end_step(&self.calibrations, verified_drafts);
         let sequences = &self.last.sequences;
         if self.row_prices.len() > 2 * sequences.len() + 16 {
             let there: HashSet<u64> = sequences.iter().map(|last| last.number).collect();

@@ -9,7 +9,7 @@ use super::choice::DraftingWay;
 const SHARE: f64 = 0.01;
 
 /// Number of steps whose share of time is available from the beginning.
-const FIRST_STEPS: f64 = 150.0;
+const FIRST_STEPS: f64 = 60.0;
 
 /// The time that trials may take.
 #[derive(Clone, Copy, Debug, Default)]
