@@ -126,7 +126,7 @@ impl ConfidenceCalibration {
 mod tests {
     use super::ConfidenceCalibration;
 
-    /// Verifies one draft token of the confidence `seen`, `times` times, of which `accepted` times it is accepted.
+    /// Verifies draft tokens of the confidence `seen`: `times` tokens, and `accepted` of them are accepted.
     fn learn(calibration: &mut ConfidenceCalibration, seen: f32, accepted: usize, times: usize) {
         for index in 0..times {
             let is_accepted = (index + 1) * accepted / times > index * accepted / times;

@@ -27,7 +27,7 @@ const RENEW_OWN_EVERY: u64 = 16;
 
 /// A draft that was made.
 #[derive(Clone, Debug)]
-struct Draft {
+struct PastDraft {
     confidence: Vec<f32>,
     /// Index of the calibration of the confidences.
     calibration: usize,
@@ -35,7 +35,7 @@ struct Draft {
     chances: Vec<f32>,
 }
 
-impl Draft {
+impl PastDraft {
     fn renew(&mut self, calibrations: &[ConfidenceCalibration]) {
         self.chances.clear();
         calibrations[self.calibration].survival(&self.confidence, &mut self.chances);
@@ -45,7 +45,7 @@ impl Draft {
 /// The last drafts of a sequence.
 #[derive(Clone, Debug, Default)]
 struct OwnDrafts {
-    drafts: VecDeque<Draft>,
+    drafts: VecDeque<PastDraft>,
     /// The step in which all chances were last computed.
     renewed: u64,
 }
@@ -53,7 +53,7 @@ struct OwnDrafts {
 /// The survival curves of earlier drafts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drafts {
-    all: VecDeque<Draft>,
+    all: VecDeque<PastDraft>,
     own: HashMap<u64, OwnDrafts>,
     /// Number of steps so far.
     step: u64,
@@ -75,7 +75,7 @@ impl Drafts {
         while self.all.len() >= (PER_SEQUENCE * sequences).clamp(LEAST, MOST) {
             self.all.pop_front();
         }
-        let mut draft = Draft { confidence: confidence.to_vec(), calibration, chances: Vec::new() };
+        let mut draft = PastDraft { confidence: confidence.to_vec(), calibration, chances: Vec::new() };
         draft.renew(calibrations);
         let own = self.own.entry(number).or_default();
         if own.drafts.len() >= OWN {
@@ -143,7 +143,7 @@ impl Drafts {
             own.renewed = self.step;
             own.drafts.iter_mut().for_each(|draft| draft.renew(calibrations));
         }
-        let value = |draft: &Draft| {
+        let value = |draft: &PastDraft| {
             let chances = draft.chances.iter().take(most).map(|&chance| (f64::from(chance) - price).max(0.0));
             chances.sum::<f64>()
         };
