@@ -79,8 +79,8 @@ DEPENDENT_LAUNCH_INSTRUCTIONS = ["ACQBULK", "PREEXIT"]
 # rank 512, which is eight slices.
 SHARED = {
     r"joint_attention_d(\d+)_r(\d+)_s(\d+)(?:_f16)?": ({r"FLEXDRAFT_D\1_R\2_S\3_SHARED": 1}, 3 * 4),
-    r"calibrated_sample_\w+_64x16": ({"FLEXDRAFT_SMALL_SHARED": 1, "FLEXDRAFT_SMALL_SLICE_SHARED": 8}, 0),
-    r"calibrated_sample_\w+_128x64": ({"FLEXDRAFT_LARGE_SHARED": 1, "FLEXDRAFT_LARGE_SLICE_SHARED": 8}, 0),
+    r"calibrated_sample_\w+_64x16(?:_f16)?": ({"FLEXDRAFT_SMALL_SHARED": 1, "FLEXDRAFT_SMALL_SLICE_SHARED": 8}, 0),
+    r"calibrated_sample_\w+_128x64(?:_f16)?": ({"FLEXDRAFT_LARGE_SHARED": 1, "FLEXDRAFT_LARGE_SLICE_SHARED": 8}, 0),
     r"sample_finish_\w+": ({"FLEXDRAFT_FINISH_SHARED": 1}, 0),
     r"accept_\w+": ({"FLEXDRAFT_ACCEPT_SHARED": 1}, 0),
     r"chain_choose_\w+": ({"FLEXDRAFT_CHOOSE_SHARED": 1}, 0),

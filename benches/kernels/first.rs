@@ -100,7 +100,8 @@ fn long_attention<R: Waits, T: Half + 'static>(name: &str, head_dim: usize) -> P
 fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     let logits = PhantomData::<L>;
     let vocab = 1500;
-    let sampling = |rows, rank, truncated| Sampling { rows, vocab, rank, truncated, logits };
+    let calibrator = PhantomData::<L::Calibrator>;
+    let sampling = |rows, rank, truncated| Sampling { rows, vocab, rank, truncated, logits, calibrator };
     let acceptance = |rule| Acceptance { batch: 2, drafts: 3, vocab, rule, logits };
     let chain = |kernel, size| Chain { kernel, batch: 2, slots: 5, count: 7, size, stored: PhantomData::<L> };
     vec![
@@ -158,6 +159,12 @@ pub fn planned<R: Waits>() -> Vec<Planned<R>> {
     all.extend(of_attention::<R, f16>("f16"));
     all.extend(of_logits::<R, f32>("f32"));
     all.extend(of_logits::<R, bf16>("bf16"));
+    all.extend(of_logits::<R, f16>("f16"));
+    for rows in [3, 65] {
+        let (logits, calibrator) = (PhantomData::<f32>, PhantomData::<f16>);
+        let case = Sampling { rows, vocab: 1500, rank: 64, truncated: false, logits, calibrator };
+        all.push(plan(format!("sampling of {rows} rows of f32, calibrated by f16"), case));
+    }
     all
 }
 

@@ -7,10 +7,9 @@ use flexdraft::kernels::acceptance::{
 };
 use flexdraft::kernels::sampling::{Logit, RowStats};
 use flexdraft::kernels::selection::{Draft, FollowVerdicts, SelectDrafts};
-use half::bf16;
 
 use crate::operands::Elements::{self, F32, Index, Logits};
-use crate::operands::{ANY, dim};
+use crate::operands::{ANY, dim, of_logits};
 use crate::pass::PassTables;
 use crate::processor::{Kernels, launch};
 
@@ -39,7 +38,7 @@ pub struct Accept<'a> {
     pub any_block: bool,
     /// The draft tokens of all sequences, `[tokens]`.
     pub tokens: &'a Tensor,
-    /// The rows of the target's logits, `[rows, stride]`, f32 or bf16.
+    /// The rows of the target's logits, `[rows, stride]`, f32, bf16 or f16.
     pub target: &'a Tensor,
     /// The statistics of the target's rows, a table of [`RowStats`] from [`sample`](Kernels::sample).
     pub target_stats: &'a Tensor,
@@ -81,10 +80,7 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn accept(&self, args: &Accept<'_>) -> Result<Accepted> {
-        match args.target.dtype() {
-            DType::BF16 => self.accept_rows::<bf16>(args),
-            _ => self.accept_rows::<f32>(args),
-        }
+        of_logits!(args.target, self.accept_rows(args))
     }
 
     fn accept_rows<L: Logit>(&self, args: &Accept<'_>) -> Result<Accepted> {
@@ -107,6 +103,7 @@ impl Kernels {
             });
             let of_target = match args.target.dtype() {
                 DType::BF16 => Elements::Bf16,
+                DType::F16 => Elements::F16,
                 _ => F32,
             };
             Ok((operands.optional("draft", logits, of_target, &[ANY, stride])?, chosen.transpose()?, stats))

@@ -4,10 +4,9 @@ use candle_core::{DType, Result, Tensor};
 use flexdraft::kernels::chain::{ChainChoose as Choose, ChainScore as Score, ChainWalk as Walk, MAX_CHOSEN};
 use flexdraft::kernels::sampling::{Logit, RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
-use half::bf16;
 
 use crate::operands::Elements::{self, F32, Index, Logits};
-use crate::operands::{ANY, dim};
+use crate::operands::{ANY, dim, of_logits};
 use crate::processor::{Kernels, launch};
 
 /// The operands of [`Kernels::chain_choose`].
@@ -15,7 +14,7 @@ use crate::processor::{Kernels, launch};
 pub struct ChainChoose<'a> {
     /// The number of token ids, 1 to 2²⁰.
     pub vocab: usize,
-    /// The calibrated logits, `[logit_rows, stride]`, f32 or bf16.
+    /// The calibrated logits, `[logit_rows, stride]`, f32, bf16 or f16.
     pub logits: &'a Tensor,
     /// The index in `logits` of each row, `[rows]`; −1 makes a row padding. Without an index, row r has logits row r.
     pub logit_index: Option<&'a Tensor>,
@@ -49,7 +48,7 @@ pub struct ChainScore<'a> {
     /// The factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row,
     /// `[drafts + rows · K, stride]` of f32. The stride is a multiple of 8, at least `rank`.
     pub before: &'a Tensor,
-    /// The factors of the chosen ids as scored tokens, `[rows · K, stride]`, f32 or bf16.
+    /// The factors of the chosen ids as scored tokens, `[rows · K, stride]`, f32, bf16 or f16.
     pub after: &'a Tensor,
     /// The draft of each row, `[rows]`. The rows of a draft follow each other in the order of their slots.
     pub owners: &'a Tensor,
@@ -80,10 +79,7 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn chain_choose(&self, args: &ChainChoose<'_>) -> Result<Chosen> {
-        match args.logits.dtype() {
-            DType::BF16 => self.chain_choose_of::<bf16>(args),
-            _ => self.chain_choose_of::<f32>(args),
-        }
+        of_logits!(args.logits, self.chain_choose_of(args))
     }
 
     fn chain_choose_of<L: Logit>(&self, args: &ChainChoose<'_>) -> Result<Chosen> {
@@ -126,10 +122,7 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn chain_score(&self, args: &ChainScore<'_>) -> Result<Tensor> {
-        match args.after.dtype() {
-            DType::BF16 => self.chain_score_of::<bf16>(args),
-            _ => self.chain_score_of::<f32>(args),
-        }
+        of_logits!(args.after, self.chain_score_of(args))
     }
 
     fn chain_score_of<L: Logit>(&self, args: &ChainScore<'_>) -> Result<Tensor> {

@@ -1,7 +1,7 @@
 //! The operands of a launch: tensors, checked and named in errors.
 
 use candle_core::{DType, Device, Result, Tensor};
-use flexdraft::kernels::{HalfFloat, KernelError};
+use flexdraft::kernels::{HalfFloat, HalfView, KernelError};
 use flexdraft::runtime::{Element, QueueId, View, ViewMut};
 use half::{bf16, f16};
 
@@ -20,7 +20,7 @@ pub(crate) enum Elements {
     /// bf16 or f16, for the operand that decides the type of all rows and caches.
     Half,
     F32,
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     Logits,
     /// i32, or u32 as candle's own indices.
     Index,
@@ -41,7 +41,7 @@ impl Elements {
             Elements::F16 => vec![DType::F16],
             Elements::Half => vec![DType::BF16, DType::F16],
             Elements::F32 => vec![DType::F32],
-            Elements::Logits => vec![DType::F32, DType::BF16],
+            Elements::Logits => vec![DType::F32, DType::BF16, DType::F16],
             Elements::Index => vec![DType::I32, DType::U32],
             Elements::Table(dtype, _) => vec![dtype],
         }
@@ -75,6 +75,19 @@ macro_rules! of_half {
     };
 }
 pub(crate) use of_half;
+
+/// Calls a generic function with the type of the logits of a launch, which a tensor decides. The function refuses a tensor
+/// of another type.
+macro_rules! of_logits {
+    ($tensor:expr, $kernels:ident . $function:ident ( $($argument:expr),* $(,)? )) => {
+        match $tensor.dtype() {
+            candle_core::DType::BF16 => $kernels.$function::<half::bf16>($($argument),*),
+            candle_core::DType::F16 => $kernels.$function::<half::f16>($($argument),*),
+            _ => $kernels.$function::<f32>($($argument),*),
+        }
+    };
+}
+pub(crate) use of_logits;
 
 /// The place of an operand in the list of a launch.
 #[derive(Clone, Copy, Debug)]
@@ -414,6 +427,14 @@ impl Held<'_> {
         let (address, len) = self.span::<T>(slot);
         // SAFETY: as above; the lock is held for writing, because the operand was added as one that the kernel writes.
         unsafe { ViewMut::from_raw(address, len, self.queue) }
+    }
+
+    /// Views an operand of bf16 or f16 that the kernel reads.
+    pub fn half(&self, slot: Slot, dtype: DType) -> HalfView<'_> {
+        match dtype {
+            DType::F16 => self.view::<f16>(slot).into(),
+            _ => self.view::<bf16>(slot).into(),
+        }
     }
 
     /// Views an operand that the kernel reads, if there is one.

@@ -5,15 +5,14 @@ use flexdraft::kernels::sampling::{
     Calibration as LaunchedCalibration, EditTables, Edits, Logit, LogitEdit, LogitRows, RowEdits,
     RowSampling, RowStats, Sample as Launch, workspace_len,
 };
-use half::bf16;
 
 use crate::error::refused;
-use crate::operands::Elements::{self, Bf16, F32, Index, Logits};
-use crate::operands::{ANY, Held, Operands, Slot, dim};
+use crate::operands::Elements::{self, F32, Index, Logits};
+use crate::operands::{ANY, Held, Operands, Slot, dim, of_logits};
 use crate::processor::{Kernels, launch};
 use crate::table::table;
 
-/// Rows of logits `[logit_rows, stride]`, f32 or bf16, that sampling reads or also replaces. `stride` is a multiple of 8,
+/// Rows of logits `[logit_rows, stride]`, f32, bf16 or f16, that sampling reads or also replaces. `stride` is a multiple of 8,
 /// at least the vocabulary; columns beyond the vocabulary are not used.
 #[derive(Clone, Copy, Debug)]
 pub enum SampledLogits<'a> {
@@ -26,12 +25,12 @@ pub enum SampledLogits<'a> {
     Edit(&'a Tensor, &'a EditTables),
 }
 
-/// The calibrator's last layer, and its input.
+/// The calibrator's last layer, and its input; of the type of the logits, if these have 16 bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Calibration<'a> {
-    /// The calibrator's hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, rank]` of bf16.
+    /// The calibrator's hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, rank]` of bf16 or f16.
     pub hidden: &'a Tensor,
-    /// The weight W2 of the last layer, `[vocab, rank]` of bf16.
+    /// The weight W2 of the last layer, `[vocab, rank]` of the same type.
     pub weight: &'a Tensor,
     /// The bias b2 of the last layer, `[vocab]` of f32.
     pub bias: Option<&'a Tensor>,
@@ -111,9 +110,15 @@ impl Sample<'_> {
         };
         let calibration = self.calibration.map(|Calibration { hidden, weight, bias }| -> Result<_> {
             let rank = dim(hidden, 1);
-            let hidden = operands.read("hidden", hidden, Bf16, &[rows, ANY])?;
-            let weight = operands.read("weight", weight, Bf16, &[self.vocab, rank])?;
-            Ok((hidden, weight, operands.optional("bias", bias, F32, &[self.vocab])?))
+            // 16-bit logits, or else the hidden layer, decide the calibrator's type.
+            let of = |tensor: &Tensor| match tensor.dtype() {
+                DType::F16 => Elements::F16,
+                DType::BF16 => Elements::Bf16,
+                _ => Elements::Half,
+            };
+            let hidden_slot = operands.read("hidden", hidden, of(self.logits.tensor()), &[rows, ANY])?;
+            let weight = operands.read("weight", weight, of(hidden), &[self.vocab, rank])?;
+            Ok((hidden_slot, weight, operands.optional("bias", bias, F32, &[self.vocab])?))
         });
         Ok(Slots {
             logits,
@@ -149,8 +154,8 @@ impl Sample<'_> {
             calibration: self.calibration.as_ref().zip(slots.calibration).map(
                 |(calibration, (hidden, weight, bias))| LaunchedCalibration {
                     rank: dim(calibration.hidden, 1),
-                    hidden: memory.view(hidden),
-                    weight: memory.view(weight),
+                    hidden: memory.half(hidden, calibration.hidden.dtype()),
+                    weight: memory.half(weight, calibration.weight.dtype()),
                     bias: memory.optional(bias),
                 },
             ),
@@ -186,10 +191,7 @@ impl Kernels {
     ///
     /// An [`Error`](crate::Error) if operands do not fit each other.
     pub fn sample(&self, args: &Sample<'_>) -> Result<Sampled> {
-        match args.logits.tensor().dtype() {
-            DType::BF16 => self.sample_rows::<bf16>("sample", args, true),
-            _ => self.sample_rows::<f32>("sample", args, true),
-        }
+        of_logits!(args.logits.tensor(), self.sample_rows("sample", args, true))
     }
 
     /// Runs the first of the two launches of [`sample`](Self::sample) alone: it calibrates or edits the logits, and returns
@@ -199,10 +201,7 @@ impl Kernels {
     ///
     /// The errors of [`sample`](Self::sample).
     pub fn sample_partials(&self, args: &Sample<'_>) -> Result<Tensor> {
-        let sampled = match args.logits.tensor().dtype() {
-            DType::BF16 => self.sample_rows::<bf16>("sample_partials", args, false),
-            _ => self.sample_rows::<f32>("sample_partials", args, false),
-        };
+        let sampled = of_logits!(args.logits.tensor(), self.sample_rows("sample_partials", args, false));
         Ok(sampled?.partials)
     }
 

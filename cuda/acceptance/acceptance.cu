@@ -17,8 +17,10 @@
 //   kernel                            sm_80   sm_90a
 //   accept_f32                           76       75
 //   accept_bf16                          76       75
+//   accept_f16                           77       75
 //   accept_block_sums_f32                64       63
 //   accept_block_sums_bf16               62       64
+//   accept_block_sums_f16                62       64
 //   select_drafts                        23       24
 //   follow_verdicts                      15       15
 #include "../common/shapes.h"
@@ -323,11 +325,13 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
 
 FLEXDRAFT_KERNEL(accept_f32, FlexdraftAcceptParams, accept_threads, 3) { accept<float>(p); }
 FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAcceptParams, accept_threads, 3) { accept<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_f16, FlexdraftAcceptParams, accept_threads, 3) { accept<f16>(p); }
 FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAcceptParams, accept_threads, 3) { block_sums<float>(p); }
 FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAcceptParams, accept_threads, 3) { block_sums<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_block_sums_f16, FlexdraftAcceptParams, accept_threads, 3) { block_sums<f16>(p); }
 
 FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelectParams, selection_threads, 1) { select(p); }
 FLEXDRAFT_KERNEL(follow_verdicts, FlexdraftFollowParams, selection_threads, 1) { follow(p); }
 
-FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_block_sums_f32, accept_block_sums_bf16,
-                       select_drafts, follow_verdicts)
+FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_f16, accept_block_sums_f32, accept_block_sums_bf16,
+                       accept_block_sums_f16, select_drafts, follow_verdicts)

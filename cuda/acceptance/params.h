@@ -50,9 +50,9 @@ struct FlexdraftVerdict {
 /* The parameters of accept_*, which decides how many draft tokens of each sequence are accepted, and draws the bonus
  * tokens. */
 struct FlexdraftAcceptParams {
-    const struct FlexdraftVerify* sequences;      /* the sequences to verify, [batch] */
-    const int32_t* tokens;                        /* the draft tokens of all sequences, [token_count] */
-    const void* target;                           /* the target's logits, [target_rows, logit_stride], f32 or bf16 */
+    const struct FlexdraftVerify* sequences; /* the sequences to verify, [batch] */
+    const int32_t* tokens;                   /* the draft tokens of all sequences, [token_count] */
+    const void* target;                      /* the target's logits, [target_rows, logit_stride], f32, bf16 or f16 */
     const struct FlexdraftRowStats* target_stats; /* the statistics of the target's rows, [target_rows] */
     /* the partial results that sample_rows_* left of `target`, [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab /
      * FLEXDRAFT_CHUNK)]; field 0 has the largest logit of each chunk; null: every id is read */

@@ -10,8 +10,10 @@
 //   kernel                    sm_80   sm_90a
 //   chain_choose_f32             48       56
 //   chain_choose_bf16            48       56
+//   chain_choose_f16             48       56
 //   chain_score_f32              80       80
 //   chain_score_bf16             80       80
+//   chain_score_f16              80       80
 //   chain_walk                   48       56
 #include "choose.cuh"
 #include "scores.cuh"
@@ -25,13 +27,19 @@ FLEXDRAFT_KERNEL(chain_choose_bf16, FlexdraftChooseParams, choose_threads, 4) {
     FLEXDRAFT_SHARED(shared);
     choose<bf16>(p, shared);
 }
+FLEXDRAFT_KERNEL(chain_choose_f16, FlexdraftChooseParams, choose_threads, 4) {
+    FLEXDRAFT_SHARED(shared);
+    choose<f16>(p, shared);
+}
 
 FLEXDRAFT_KERNEL(chain_score_f32, FlexdraftChainScoreParams, score_threads, 4) { score<float>(p); }
 FLEXDRAFT_KERNEL(chain_score_bf16, FlexdraftChainScoreParams, score_threads, 4) { score<bf16>(p); }
+FLEXDRAFT_KERNEL(chain_score_f16, FlexdraftChainScoreParams, score_threads, 4) { score<f16>(p); }
 
 FLEXDRAFT_KERNEL(chain_walk, FlexdraftWalkParams, walk_threads, 4) {
     FLEXDRAFT_SHARED(shared);
     walk(p, shared);
 }
 
-FLEXDRAFT_KERNEL_TABLE(chain, chain_choose_f32, chain_choose_bf16, chain_score_f32, chain_score_bf16, chain_walk)
+FLEXDRAFT_KERNEL_TABLE(chain, chain_choose_f32, chain_choose_bf16, chain_choose_f16, chain_score_f32, chain_score_bf16,
+                       chain_score_f16, chain_walk)

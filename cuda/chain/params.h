@@ -7,7 +7,7 @@
 
 /* The parameters of chain_choose_*, which chooses C_j, the ids of the largest logits, for each draft row. */
 struct FlexdraftChooseParams {
-    const void* logits; /* the calibrated logits, [logit_rows, logit_stride], f32 or bf16 */
+    const void* logits; /* the calibrated logits, [logit_rows, logit_stride], f32, bf16 or f16 */
     /* the index in `logits` of each row, [rows]; -1: padding, with the ids 0 to count - 1 and logits of -inf; null: row r
      * has the logits r */
     const int32_t* logit_index;
@@ -32,7 +32,7 @@ struct FlexdraftChainScoreParams {
     /* the factors of the tokens before: of the bonus token of each draft, then of each row's chosen ids,
      * [drafts + rows * count, before_stride] */
     const float* before;
-    const void* after;     /* the factors of the chosen ids, [rows * count, after_stride], f32 or bf16 */
+    const void* after;     /* the factors of the chosen ids, [rows * count, after_stride], f32, bf16 or f16 */
     const int32_t* owners; /* the draft of each row, [rows]; the rows of a draft follow each other */
     /* result: the scores, [rows, count, count]; in the first row of a draft, only entries [0][b] are written, the scores
      * after the bonus token */

@@ -1,7 +1,8 @@
 // calibrated_sample_*: the pass over the logits of draft rows, which corrects them by the calibrator.
 //
 // Computes logits[row] + W2 · u[row] + b2, rounded to the stored type, and the partial results of these logits. W2
-// [vocab, rank] and b2 [vocab] are the calibrator's last layer, u [rows, rank] is its hidden layer.
+// [vocab, rank] and b2 [vocab] are the calibrator's last layer, u [rows, rank] is its hidden layer. `L` is the type of
+// the logits, and `Element` the type of W2 and u.
 //
 // One CTA owns `Tile` ids. The rows of W2 for these ids are copied to shared memory once, in slices along the rank, and
 // stay there while all rows of the launch are computed in blocks of `RowBlock`. The slices of u go through a ring of
@@ -16,7 +17,6 @@
 #include "../ptx/cp_async.cuh"
 #include "../ptx/griddepcontrol.cuh"
 #include "../ptx/ldmatrix.cuh"
-#include "../ptx/mma.cuh"
 #include "partials.cuh"
 
 // The shape of calibrated_sample_*, whose warps are laid out [WarpsAcrossTile, WarpsAcrossRows]. A warp has a multiple
@@ -89,7 +89,7 @@ struct SliceCopies {
     }
 };
 
-template <typename L, typename Shape>
+template <typename L, typename Element, typename Shape>
 FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned char* shared) {
     constexpr int32_t tile_ids = Shape::tile_ids, row_block = Shape::row_block, stages = Shape::stages;
     constexpr int32_t threads = Shape::threads;
@@ -106,8 +106,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
 
     const int32_t slices = (p.rank + slice_size - 1) / slice_size;
     const int32_t weight_row = 2 * (slices * slice_size + FLEXDRAFT_SLICE_PADDING); // bytes
-    const uint32_t weights = shared_address(shared);                                // bf16 [tile_ids, weight_row / 2]
-    const uint32_t ring = weights + tile_ids * weight_row; // bf16 [stages, row_block, slice_stride]
+    const uint32_t weights = shared_address(shared);                                // [tile_ids, weight_row / 2]
+    const uint32_t ring = weights + tile_ids * weight_row;                          // [stages, row_block, slice_stride]
     float* const correction = reinterpret_cast<float*>(shared + tile_ids * weight_row + stages * ring_stage_bytes);
     // The corrections W2 · u + b2 of a block of rows, [row_block, correction_stride].
 
@@ -216,8 +216,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
                 for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll
                     for (int32_t j = 0; j < row_parts; ++j) {
-                        mma_m16n8k16_bf16(d[i][2 * j], a[i], b[j][0], b[j][1]);
-                        mma_m16n8k16_bf16(d[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+                        Element::mma(d[i][2 * j], a[i], b[j][0], b[j][1]);
+                        Element::mma(d[i][2 * j + 1], a[i], b[j][2], b[j][3]);
                     }
                 }
             }

@@ -77,13 +77,13 @@ struct FlexdraftRowEdits {
 /* The parameters of sampling, with or without the calibrator's correction: logits + W2 · u + b2. Padding rows
  * (logit_index −1) are skipped; their stats are zero. */
 struct FlexdraftSampleParams {
-    void* logits; /* the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`, and by edits */
+    void* logits; /* the logits, [logit_rows, logit_stride], f32, bf16 or f16; written if `store`, and by edits */
     const int32_t* logit_index; /* the index in `logits` of each row, [rows]; null: row r has the logits r */
     const struct FlexdraftRowSampling* sampling; /* how each row is warped and drawn from, [rows] */
     const int32_t* starts; /* the positions from which FlexdraftRowSampling.position counts, [sequences]; may be null */
     const int32_t* draft;  /* the token of each row whose probability is reported, [rows]; −1: none; may be null */
-    const uint16_t* u;     /* the calibrator's hidden layer, [rows, rank], bf16; null without a calibrator */
-    const uint16_t* w2;    /* the weight of the calibrator's last layer, [vocab, rank], bf16 */
+    const uint16_t* u;     /* the calibrator's hidden layer, [rows, rank], bf16 or f16; null without a calibrator */
+    const uint16_t* w2;    /* the weight of the calibrator's last layer, [vocab, rank], bf16 or f16 */
     const float* b2;       /* the bias of the calibrator's last layer, [vocab]; may be null */
     float* partials;       /* workspace: the partial results, [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
     struct FlexdraftRowStats* stats; /* result: the statistics of each row, [rows] */

@@ -8,30 +8,41 @@
 
 constexpr float infinity = __builtin_inff();
 
-// Loads and stores of four consecutive logits and of one logit, for either stored type.
+// Loads and stores of four consecutive logits and of one logit, for each stored type: f32, bf16 and f16.
 FLEXDRAFT_INLINE void load_logits(float (&v)[4], const float* address) {
     const float4 loaded = *reinterpret_cast<const float4*>(address);
     v[0] = loaded.x, v[1] = loaded.y, v[2] = loaded.z, v[3] = loaded.w;
 }
-FLEXDRAFT_INLINE void load_logits(float (&v)[4], const bf16* address) {
+template <typename Element>
+FLEXDRAFT_INLINE void load_logits(float (&v)[4], const Element* address) {
     const uint2 loaded = *reinterpret_cast<const uint2*>(address);
-    v[0] = bf16::low(loaded.x), v[1] = bf16::high(loaded.x);
-    v[2] = bf16::low(loaded.y), v[3] = bf16::high(loaded.y);
+    v[0] = Element::low(loaded.x), v[1] = Element::high(loaded.x);
+    v[2] = Element::low(loaded.y), v[3] = Element::high(loaded.y);
 }
 FLEXDRAFT_INLINE void store_logits(float* address, const float (&v)[4]) {
     *reinterpret_cast<float4*>(address) = make_float4(v[0], v[1], v[2], v[3]);
 }
-FLEXDRAFT_INLINE void store_logits(bf16* address, const float (&v)[4]) {
-    *reinterpret_cast<uint2*>(address) = make_uint2(bf16::pack(v[0], v[1]), bf16::pack(v[2], v[3]));
+template <typename Element>
+FLEXDRAFT_INLINE void store_logits(Element* address, const float (&v)[4]) {
+    *reinterpret_cast<uint2*>(address) = make_uint2(Element::pack(v[0], v[1]), Element::pack(v[2], v[3]));
 }
 FLEXDRAFT_INLINE float load_logit(const float* address) { return *address; }
-FLEXDRAFT_INLINE float load_logit(const bf16* address) { return address->value(); }
+template <typename Element>
+FLEXDRAFT_INLINE float load_logit(const Element* address) {
+    return address->value();
+}
 FLEXDRAFT_INLINE void store_logit(float* address, float v) { *address = v; }
-FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = bf16::of(v); }
+template <typename Element>
+FLEXDRAFT_INLINE void store_logit(Element* address, float v) {
+    *address = Element::of(v);
+}
 
 // Returns `value`, rounded to the type in which logits are stored.
 FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
-FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16::of(value).value(); }
+template <typename Element>
+FLEXDRAFT_INLINE float rounded(float value, const Element*) {
+    return Element::of(value).value();
+}
 
 // Returns the logit as it counts in sampling: −inf for NaN.
 FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -infinity); }

@@ -250,7 +250,7 @@ typedef struct FlexdraftAccept {
     struct FlexdraftBuffer sequences;
     // Draft tokens of all sequences, i32.
     struct FlexdraftBuffer tokens;
-    // Logits of the target, f32 or bf16 `[target_rows, stride]`, aligned to 16 bytes.
+    // Logits of the target, f32, bf16 or f16 `[target_rows, stride]`, aligned to 16 bytes.
     struct FlexdraftBuffer target;
     // Statistics of the target's rows, FLEXDRAFT_ROW_STATS `[target_rows]`, from `flexdraft_sample`.
     struct FlexdraftBuffer target_stats;
@@ -406,7 +406,7 @@ typedef struct FlexdraftChainChoose {
     uint64_t stride;
     // K: number of ids chosen per row, 1 to 32 and at most `vocab`.
     uint64_t count;
-    // The calibrated logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes.
+    // The calibrated logits, f32, bf16 or f16 `[logit_rows, stride]`, aligned to 16 bytes.
     struct FlexdraftBuffer logits;
     // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding.
     struct FlexdraftBuffer logit_index;
@@ -440,7 +440,7 @@ typedef struct FlexdraftChainScore {
     struct FlexdraftBuffer before;
     // Elements from one factor in `before` to the next: a multiple of 8, at least `rank`.
     uint64_t before_stride;
-    // Factors of the chosen ids as scored tokens, f32 or bf16 `[rows * K, after_stride]`, aligned to 16 bytes.
+    // Factors of the chosen ids as scored tokens, f32, bf16 or f16 `[rows * K, after_stride]`, aligned to 16 bytes.
     struct FlexdraftBuffer after;
     // Elements from one factor in `after` to the next: a multiple of 8, at least `rank`.
     uint64_t after_stride;
@@ -815,7 +815,7 @@ typedef struct FlexdraftSample {
     uint64_t vocab;
     // Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     uint64_t stride;
-    // Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
+    // Logits, f32, bf16 or f16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
     struct FlexdraftBuffer logits;
     // Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
     // row r.
@@ -828,9 +828,10 @@ typedef struct FlexdraftSample {
     struct FlexdraftBuffer draft;
     // Rank r of the calibrator, a multiple of 8; 0 without a calibrator. Then the three operands below are absent.
     uint64_t rank;
-    // The calibrator's hidden layer u, bf16 `[rows, r]`, aligned to 16 bytes.
+    // The calibrator's hidden layer u, bf16 or f16 `[rows, r]`, aligned to 16 bytes; of the type of the logits, if these
+    // have 16 bits.
     struct FlexdraftBuffer hidden;
-    // The calibrator's weight W2, bf16 `[vocab, r]`, aligned to 16 bytes.
+    // The calibrator's weight W2, of the type of `hidden`, `[vocab, r]`, aligned to 16 bytes.
     struct FlexdraftBuffer weight;
     // Optional. The calibrator's bias b2, f32 `[vocab]`.
     struct FlexdraftBuffer bias;

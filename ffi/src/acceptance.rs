@@ -119,7 +119,7 @@ pub struct FlexdraftAccept {
     pub sequences: FlexdraftBuffer,
     /// Draft tokens of all sequences, i32.
     pub tokens: FlexdraftBuffer,
-    /// Logits of the target, f32 or bf16 `[target_rows, stride]`, aligned to 16 bytes.
+    /// Logits of the target, f32, bf16 or f16 `[target_rows, stride]`, aligned to 16 bytes.
     pub target: FlexdraftBuffer,
     /// Statistics of the target's rows, FLEXDRAFT_ROW_STATS `[target_rows]`, from `flexdraft_sample`.
     pub target_stats: FlexdraftBuffer,

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 
+use flexdraft::kernels::HalfView;
 use flexdraft::kernels::acceptance::{Verdict, Verify};
 use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
@@ -203,6 +204,21 @@ impl Operands {
         }
         // SAFETY: the caller's promise.
         unsafe { self.read(name, buffer) }.map(Some)
+    }
+
+    /// Views an operand of bf16 or f16 that a kernel reads.
+    ///
+    /// # Safety
+    ///
+    /// The conditions of [`View::from_raw`].
+    pub unsafe fn read_half<'a>(self, name: &str, buffer: &FlexdraftBuffer) -> Outcome<HalfView<'a>> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Ok(match Deciding(name, buffer).is_f16()? {
+                false => self.read::<bf16>(name, buffer)?.into(),
+                true => self.read::<f16>(name, buffer)?.into(),
+            })
+        }
     }
 
     /// Views an operand that a kernel writes.

@@ -23,7 +23,7 @@ pub struct FlexdraftChainChoose {
     pub stride: u64,
     /// K: number of ids chosen per row, 1 to 32 and at most `vocab`.
     pub count: u64,
-    /// The calibrated logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes.
+    /// The calibrated logits, f32, bf16 or f16 `[logit_rows, stride]`, aligned to 16 bytes.
     pub logits: FlexdraftBuffer,
     /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding.
     pub logit_index: FlexdraftBuffer,
@@ -59,7 +59,7 @@ pub struct FlexdraftChainScore {
     pub before: FlexdraftBuffer,
     /// Elements from one factor in `before` to the next: a multiple of 8, at least `rank`.
     pub before_stride: u64,
-    /// Factors of the chosen ids as scored tokens, f32 or bf16 `[rows * K, after_stride]`, aligned to 16 bytes.
+    /// Factors of the chosen ids as scored tokens, f32, bf16 or f16 `[rows * K, after_stride]`, aligned to 16 bytes.
     pub after: FlexdraftBuffer,
     /// Elements from one factor in `after` to the next: a multiple of 8, at least `rank`.
     pub after_stride: u64,

@@ -8,9 +8,11 @@ use flexdraft::kernels::sampling::{
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
-use half::bf16;
+use half::{bf16, f16};
 
-use crate::buffer::{FLEXDRAFT_BF16, FLEXDRAFT_F32, FlexdraftBuffer, Operands, Typed, wrong_dtype};
+use crate::buffer::{
+    FLEXDRAFT_BF16, FLEXDRAFT_F16, FLEXDRAFT_F32, FlexdraftBuffer, Operands, Typed, wrong_dtype,
+};
 use crate::processor::{Call, FlexdraftKernels, On, launch};
 use crate::status::{FlexdraftError, Outcome, Refusal, Versioned, flag, guard, read, size, versioned, write};
 
@@ -122,7 +124,7 @@ pub struct FlexdraftSample {
     pub vocab: u64,
     /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     pub stride: u64,
-    /// Logits, f32 or bf16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
+    /// Logits, f32, bf16 or f16 `[logit_rows, stride]`, aligned to 16 bytes; written if `update` is 1, and by edits.
     pub logits: FlexdraftBuffer,
     /// Optional. The row of `logits` of each row, i32 `[rows]`; -1 makes a row padding. Without it, row r has logits
     /// row r.
@@ -135,9 +137,10 @@ pub struct FlexdraftSample {
     pub draft: FlexdraftBuffer,
     /// Rank r of the calibrator, a multiple of 8; 0 without a calibrator. Then the three operands below are absent.
     pub rank: u64,
-    /// The calibrator's hidden layer u, bf16 `[rows, r]`, aligned to 16 bytes.
+    /// The calibrator's hidden layer u, bf16 or f16 `[rows, r]`, aligned to 16 bytes; of the type of the logits, if these
+    /// have 16 bits.
     pub hidden: FlexdraftBuffer,
-    /// The calibrator's weight W2, bf16 `[vocab, r]`, aligned to 16 bytes.
+    /// The calibrator's weight W2, of the type of `hidden`, `[vocab, r]`, aligned to 16 bytes.
     pub weight: FlexdraftBuffer,
     /// Optional. The calibrator's bias b2, f32 `[vocab]`.
     pub bias: FlexdraftBuffer,
@@ -166,7 +169,7 @@ pub struct FlexdraftSample {
 
 versioned!(FlexdraftSamplingParams, FlexdraftSample before row_edits);
 
-/// An operation that takes logits of either type.
+/// An operation that takes logits of each type.
 pub(crate) trait OnLogits {
     /// Runs the operation on logits of type `L`.
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()>;
@@ -176,8 +179,9 @@ pub(crate) trait OnLogits {
         match logits.dtype {
             FLEXDRAFT_F32 => self.run_on::<R, f32>(on),
             FLEXDRAFT_BF16 => self.run_on::<R, bf16>(on),
-            _ if logits.is_absent() => Err(Refusal::null(name, "elements of type f32 or bf16")),
-            other => Err(wrong_dtype(name, other, "f32 or bf16")),
+            FLEXDRAFT_F16 => self.run_on::<R, f16>(on),
+            _ if logits.is_absent() => Err(Refusal::null(name, "elements of type f32, bf16 or f16")),
+            other => Err(wrong_dtype(name, other, "f32, bf16 or f16")),
         }
     }
 }
@@ -238,8 +242,8 @@ impl FlexdraftSample {
                 0 => None,
                 _ => Some(Calibration {
                     rank,
-                    hidden: operands.read("hidden", &self.hidden)?,
-                    weight: operands.read("weight", &self.weight)?,
+                    hidden: operands.read_half("hidden", &self.hidden)?,
+                    weight: operands.read_half("weight", &self.weight)?,
                     bias: operands.read_optional("bias", &self.bias)?,
                 }),
             };

@@ -120,6 +120,7 @@ impl From<KernelError> for Refusal {
     fn from(error: KernelError) -> Self {
         let status = match &error {
             KernelError::Length { .. } => FLEXDRAFT_LENGTH,
+            KernelError::Type { .. } => FLEXDRAFT_DTYPE,
             KernelError::Alignment { .. } => FLEXDRAFT_ALIGNMENT,
             KernelError::Queue { .. } => FLEXDRAFT_QUEUE,
             KernelError::Unsupported { .. } => FLEXDRAFT_UNSUPPORTED,

@@ -1,6 +1,6 @@
 """From logits to tokens: sampling, acceptance, chains, and the selection of drafts.
 
-Logits are f32 or bf16 ``[rows, stride]``, aligned to 16 bytes, where the stride is a multiple of 8 and at least the
+Logits are f32, bf16 or f16 ``[rows, stride]``, aligned to 16 bytes, where the stride is a multiple of 8 and at least the
 vocabulary's size. Tables are tensors of u8, see ``flexdraft.tables``.
 """
 
@@ -42,8 +42,9 @@ def sample(logits: Tensor, sampling: Tensor, stats: Tensor, workspace: Tensor, *
             logits row r.
         starts: positions from which relative draws count, i32 ``[sequences]``.
         draft: a token per row whose probability is computed, i32 ``[rows]``; -1 for none.
-        hidden: the calibrator's hidden layer, bf16 ``[rows, rank]``, with a rank that is a multiple of 8.
-        weight: the calibrator's weight W2, bf16 ``[vocab, rank]``.
+        hidden: the calibrator's hidden layer, bf16 or f16 ``[rows, rank]``, with a rank that is a multiple of 8; of the type
+            of the logits, if these have 16 bits.
+        weight: the calibrator's weight W2, of the type of ``hidden``, ``[vocab, rank]``.
         bias: the calibrator's bias b2, f32 ``[vocab]``.
         update: whether the calibrated logits replace the logits, which the rules rejection and block need, and rows with
             top-k, top-p or min-p.
@@ -170,7 +171,7 @@ def chain_score(before: Tensor, after: Tensor, owners: Tensor, scores: Tensor, *
     Args:
         before: factors of the previous tokens: of the bonus token of each draft, then of the chosen ids of each row; f32
             ``[drafts + rows K, before_stride]``, aligned to 16 bytes, with a stride that is a multiple of 8.
-        after: factors of the chosen ids as scored tokens, f32 or bf16 ``[rows K, after_stride]``.
+        after: factors of the chosen ids as scored tokens, f32, bf16 or f16 ``[rows K, after_stride]``.
         owners: the draft of each row, i32 ``[rows]``; the rows of a draft follow each other.
         scores: written, entry ``[a][b]`` of a row is the score of its id b after id a of the row before; f32 ``[rows,
             K, K]``. The first row of a draft gets only the entries ``[0][b]``, the scores after the bonus token.

@@ -5,7 +5,7 @@ import unittest
 import flexdraft
 import numpy as np
 from flexdraft import DraftKind, DraftRows, Purpose, Rule
-from oracles import DRAFT, VERDICT, bf16s, floats, to_float
+from oracles import DRAFT, VERDICT, bf16s, floats, halves, to_float
 
 VOCAB, STRIDE = 45, 48
 
@@ -69,7 +69,19 @@ class Sampling(unittest.TestCase):
         self.assertEqual(list(kept), [1, 0, 1])
 
     def test_a_calibrator(self):
-        hidden, weight, bias = bf16s(self.random, 3, 16), bf16s(self.random, VOCAB, 16), floats(self.random, VOCAB)
+        for kind in (np.uint16, np.float16):
+            self.calibrated(kind)
+        half = self.logits.astype(np.float16)
+        hidden, weight = halves(self.random, np.float16, 3, 16), halves(self.random, np.float16, VOCAB, 16)
+        expected = half[:, :VOCAB] + (to_float(hidden) @ to_float(weight).T)
+        sampled(half, samplings(3, temperature=0.0), hidden=hidden, weight=weight, update=True)
+        np.testing.assert_allclose(half[:, :VOCAB], expected, atol=2e-2)
+        with self.assertRaisesRegex(TypeError, "`weight` has elements of type f16, expected bf16"):
+            sampled(self.logits, samplings(3), hidden=bf16s(self.random, 3, 16), weight=weight)
+
+    def calibrated(self, kind):
+        hidden, weight = halves(self.random, kind, 3, 16), halves(self.random, kind, VOCAB, 16)
+        bias = floats(self.random, VOCAB)
         before = self.logits.copy()
         sampled(self.logits, samplings(3, temperature=0.0), hidden=hidden, weight=weight, bias=bias)
         np.testing.assert_array_equal(self.logits, before)

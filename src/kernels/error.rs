@@ -39,6 +39,18 @@ pub enum KernelError {
         /// The operand's name.
         operand: &'static str,
     },
+    /// An operand has elements of another type than the operands before it require.
+    #[error("{kernel}: operand `{operand}` has elements of type {found}, expected {expected}")]
+    Type {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// The operand's name.
+        operand: &'static str,
+        /// The name of the expected type.
+        expected: &'static str,
+        /// The name of the type that was found.
+        found: &'static str,
+    },
     /// A shape or value that the kernel does not support.
     #[error("{kernel}: {what} is {found}; supported: {supported}")]
     Unsupported {

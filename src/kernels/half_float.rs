@@ -2,7 +2,9 @@
 
 use half::{bf16, f16};
 
-use crate::runtime::Element;
+use super::KernelError;
+use super::operands::Operands;
+use crate::runtime::{Element, View};
 
 mod sealed {
     pub trait Half {}
@@ -20,17 +22,69 @@ pub trait HalfFloat: Element + sealed::Half {
     /// Returns the name of the kernel for this type.
     #[doc(hidden)]
     fn name(names: Names) -> &'static str;
+
+    /// Returns a view as a view of either type.
+    #[doc(hidden)]
+    fn either(view: View<'_, Self>) -> HalfView<'_>;
 }
 
 impl HalfFloat for bf16 {
     fn name(names: Names) -> &'static str {
         names.bf16
     }
+
+    fn either(view: View<'_, Self>) -> HalfView<'_> {
+        HalfView::Bf16(view)
+    }
 }
 
 impl HalfFloat for f16 {
     fn name(names: Names) -> &'static str {
         names.f16
+    }
+
+    fn either(view: View<'_, Self>) -> HalfView<'_> {
+        HalfView::F16(view)
+    }
+}
+
+/// Elements of [`bf16`] or [`f16`](struct@f16) on the device, for operands whose type may differ from call to call.
+#[derive(Debug)]
+pub enum HalfView<'a> {
+    /// Elements of bf16.
+    Bf16(View<'a, bf16>),
+    /// Elements of f16.
+    F16(View<'a, f16>),
+}
+
+impl<'a, T: HalfFloat> From<View<'a, T>> for HalfView<'a> {
+    fn from(view: View<'a, T>) -> Self {
+        T::either(view)
+    }
+}
+
+impl HalfView<'_> {
+    /// Returns whether the elements are f16, or bf16.
+    pub(super) fn is_f16(&self) -> bool {
+        matches!(self, HalfView::F16(_))
+    }
+
+    /// Returns the name of the elements' type.
+    pub(super) fn type_name(&self) -> &'static str {
+        if self.is_f16() { "f16" } else { "bf16" }
+    }
+
+    /// Returns the pointer to the operand, as [`Operands::read`] does.
+    pub(super) fn read(
+        &self,
+        operands: &mut Operands,
+        operand: &'static str,
+        expected: usize,
+    ) -> Result<*const u16, KernelError> {
+        match self {
+            HalfView::Bf16(view) => Ok(operands.read(operand, view, expected, 16)?.cast()),
+            HalfView::F16(view) => Ok(operands.read(operand, view, expected, 16)?.cast()),
+        }
     }
 }
 

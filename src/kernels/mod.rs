@@ -46,7 +46,7 @@ pub mod selection;
 
 pub use error::KernelError;
 pub use faults::{Fault, Faults};
-pub use half_float::HalfFloat;
+pub use half_float::{HalfFloat, HalfView};
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use limits::{ExceededLimit, ModelShape, supports};
 pub use pass::{Paging, PassTables};

@@ -382,8 +382,8 @@ impl Operands {
             draft: None,
             calibration: Some(Calibration {
                 rank: RANK,
-                hidden: bench.view(&self.u),
-                weight: bench.view(&self.w2),
+                hidden: bench.view(&self.u).into(),
+                weight: bench.view(&self.w2).into(),
                 bias: None,
             }),
             workspace: bench.view_mut(&mut self.workspace),

@@ -126,7 +126,11 @@ fn sampled<R: Runtime, L: Stored>(
 
 impl<L: Stored> Case for Acceptance<L> {
     fn kernel(&self) -> &'static str {
-        if size_of::<L>() == 4 { "accept" } else { "accept_bf16" }
+        match L::NAME {
+            "f32" => "accept",
+            "bf16" => "accept_bf16",
+            _ => "accept_f16",
+        }
     }
 
     fn floor(&self) -> Floor {

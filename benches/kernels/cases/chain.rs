@@ -88,9 +88,11 @@ struct Operands<'a, R: Runtime, L: Stored> {
 
 impl<L: Stored> Case for Chain<L> {
     fn kernel(&self) -> &'static str {
-        match (self.kernel, size_of::<L>()) {
-            ("chain_choose", 2) => "chain_choose_bf16",
-            ("chain_score", 2) => "chain_score_bf16",
+        match (self.kernel, L::NAME) {
+            ("chain_choose", "bf16") => "chain_choose_bf16",
+            ("chain_choose", "f16") => "chain_choose_f16",
+            ("chain_score", "bf16") => "chain_score_bf16",
+            ("chain_score", "f16") => "chain_score_f16",
             (kernel, _) => kernel,
         }
     }

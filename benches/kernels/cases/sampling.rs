@@ -9,33 +9,53 @@ use flexdraft::kernels::sampling::{
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
-use half::bf16;
+use half::{bf16, f16};
 use serde::Serialize;
 
-use super::{Case, Prepared};
+use super::{Case, Half, Prepared};
 use crate::floor::{self, Calibrated, Floor};
 use crate::machine::Machine;
 
-/// A type that logits are stored in: f32 or bf16.
+/// A type that logits are stored in: f32, bf16 or f16.
 pub trait Stored: Logit + Into<f32> {
+    /// The type that the names of kernels say.
+    const NAME: &'static str;
+    /// The type of calibrators whose kernels of 16-bit logits exist.
+    type Calibrator: Half;
+
     fn from_f32(x: f32) -> Self;
 }
 
 impl Stored for f32 {
+    const NAME: &'static str = "f32";
+    type Calibrator = bf16;
+
     fn from_f32(x: f32) -> Self {
         x
     }
 }
 
 impl Stored for bf16 {
+    const NAME: &'static str = "bf16";
+    type Calibrator = bf16;
+
     fn from_f32(x: f32) -> Self {
         bf16::from_f32(x)
     }
 }
 
+impl Stored for f16 {
+    const NAME: &'static str = "f16";
+    type Calibrator = f16;
+
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+}
+
 /// A benchmark case of sampling `rows` rows of logits at temperature 1.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Sampling<L = f32> {
+pub struct Sampling<L = f32, T = bf16> {
     pub rows: usize,
     pub vocab: usize,
     /// Rank of the calibrator, or 0 without a calibrator; the calibrated logits are kept, as the rule `rejection` needs
@@ -45,14 +65,23 @@ pub struct Sampling<L = f32> {
     pub truncated: bool,
     #[serde(skip)]
     pub logits: PhantomData<L>,
+    /// The type of the calibrator.
+    #[serde(skip)]
+    pub calibrator: PhantomData<T>,
 }
 
 impl Sampling {
     /// Returns the cases with Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and steps
     /// with 4 and 15 draft tokens), with and without truncation, and the slots of a block under the calibrator.
     pub fn all() -> Vec<Self> {
-        let sampling =
-            |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated, logits: PhantomData };
+        let sampling = |rows, rank, truncated| Sampling {
+            rows,
+            vocab: 151_936,
+            rank,
+            truncated,
+            logits: PhantomData,
+            calibrator: PhantomData,
+        };
         let mut all = Vec::new();
         for truncated in [false, true] {
             all.extend([1, 5, 16, 64, 80, 256, 1024].map(|rows| sampling(rows, 0, truncated)));
@@ -72,29 +101,30 @@ impl Sampling<bf16> {
                 rank,
                 truncated: false,
                 logits: PhantomData,
+                calibrator: PhantomData,
             })
             .to_vec()
     }
 }
 
 /// The operands of the calibrator: its output weight W2, its bias b2 and the hidden rows u.
-struct Calibrator<R: Runtime, L: Stored> {
+struct Calibrator<R: Runtime, L: Stored, T: Half> {
     rank: usize,
-    hidden: R::Memory<bf16>,
-    weight: R::Memory<bf16>,
+    hidden: R::Memory<T>,
+    weight: R::Memory<T>,
     bias: R::Memory<f32>,
     /// A copy of the logits before the calibrator's correction, from which every launch restores them.
     pristine: R::Memory<L>,
 }
 
-struct Operands<'a, R: Runtime, L: Stored> {
+struct Operands<'a, R: Runtime, L: Stored, T: Half> {
     machine: &'a Machine<R>,
     vocab: usize,
     stride: usize,
     len: usize,
     logits: R::Memory<L>,
     ways: R::Memory<RowSampling>,
-    calibrator: Option<Calibrator<R, L>>,
+    calibrator: Option<Calibrator<R, L, T>>,
     workspace: R::Memory<f32>,
     stats: R::Memory<RowStats>,
 }
@@ -106,13 +136,15 @@ pub fn way(row: usize, purpose: Purpose, truncated: bool) -> RowSampling {
     RowSampling::new(&params, Some(Stream::new(9, purpose, row, 100))).expect("parameters in range")
 }
 
-impl<L: Stored> Case for Sampling<L> {
+impl<L: Stored, T: Half> Case for Sampling<L, T> {
     fn kernel(&self) -> &'static str {
-        match (self.rank > 0, size_of::<L>()) {
-            (true, 4) => "calibrated_sample",
-            (true, _) => "calibrated_sample_bf16",
-            (false, 4) => "sample_rows",
-            (false, _) => "sample_rows_bf16",
+        match (self.rank > 0, L::NAME) {
+            (true, "f32") => "calibrated_sample",
+            (true, "bf16") => "calibrated_sample_bf16",
+            (true, _) => "calibrated_sample_f16",
+            (false, "f32") => "sample_rows",
+            (false, "bf16") => "sample_rows_bf16",
+            (false, _) => "sample_rows_f16",
         }
     }
 
@@ -133,8 +165,8 @@ impl<L: Stored> Case for Sampling<L> {
             0 => None,
             rank => Some(Calibrator {
                 rank,
-                hidden: machine.bf16_noise(2, self.rows * rank)?,
-                weight: machine.bf16_noise(3, self.vocab * rank)?,
+                hidden: machine.noise(2, self.rows * rank, T::from_f32)?,
+                weight: machine.noise(3, self.vocab * rank, T::from_f32)?,
                 bias: machine.f32_noise(4, self.vocab)?,
                 pristine: machine.noise(1, len, L::from_f32)?,
             }),
@@ -153,7 +185,7 @@ impl<L: Stored> Case for Sampling<L> {
     }
 }
 
-impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
+impl<R: Runtime, L: Stored, T: Half> Prepared for Operands<'_, R, L, T> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let runtime = self.machine.kernels.runtime();
         if let Some(calibrator) = &self.calibrator {
@@ -180,8 +212,8 @@ impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
                 draft: None,
                 calibration: self.calibrator.as_ref().map(|calibrator| Calibration {
                     rank: calibrator.rank,
-                    hidden: runtime.view(stream, &calibrator.hidden),
-                    weight: runtime.view(stream, &calibrator.weight),
+                    hidden: runtime.view(stream, &calibrator.hidden).into(),
+                    weight: runtime.view(stream, &calibrator.weight).into(),
                     bias: Some(runtime.view(stream, &calibrator.bias)),
                 }),
                 workspace: runtime.view_mut(stream, &mut self.workspace),

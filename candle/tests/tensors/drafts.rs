@@ -28,7 +28,7 @@ proptest! {
             .map(|i| sampling_row(0.7, Stream::new(11, Purpose::DraftDraw, i + 1, 120)))
             .collect();
         let (logits, logits_tensor, sampled) =
-            sample_both(&noise.floats(rows * stride), vocab, &sampling, None);
+            sample_both::<_, half::bf16>(&noise.floats(rows * stride), vocab, &sampling, None);
         let (mut ids, mut chosen) = (vec![0i32; rows * count], vec![0f32; rows * count]);
         wrappers.chain_choose(&stream, &Choose {
             vocab,

@@ -6,8 +6,8 @@ use flexdraft::kernels::{KernelError, Paging};
 use flexdraft::layout::{Pass, RowKind, SequenceRows};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_candle::{
-    Accept, ChainChoose, Error, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables, Projections,
-    RotatedProjections, Sample, SampledLogits, ScoreChanges, read_table, table,
+    Accept, Calibration, ChainChoose, Error, JointAttention, Kernels, KvCache, NormRopeAppend, PassTables,
+    Projections, RotatedProjections, Sample, SampledLogits, ScoreChanges, read_table, table,
 };
 use half::bf16;
 
@@ -267,6 +267,13 @@ fn sampling_and_chains() {
         target_partials: None,
         draft: None,
     };
+    let calibrated = |logits: DType, hidden: DType, weight: DType| {
+        let (hidden, weight) = (zeros(&[1, 8], hidden), zeros(&[50, 8], weight));
+        let logits = zeros(&[1, 56], logits);
+        let logits = SampledLogits::Read(&logits);
+        let calibration = Some(Calibration { hidden: &hidden, weight: &weight, bias: None });
+        text(kernels.sample(&Sample { logits, calibration, ..args }))
+    };
     let cases = [
         (
             text(kernels.sample(&Sample { vocab: usize::MAX, ..args })),
@@ -278,9 +285,17 @@ fn sampling_and_chains() {
         ),
         (
             text(
-                kernels.sample(&Sample { logits: SampledLogits::Read(&zeros(&[1, 56], DType::F16)), ..args }),
+                kernels.sample(&Sample { logits: SampledLogits::Read(&zeros(&[1, 56], DType::F64)), ..args }),
             ),
-            "sample: operand `logits` has elements of F16, expected F32 or BF16",
+            "sample: operand `logits` has elements of F64, expected F32 or BF16 or F16",
+        ),
+        (
+            calibrated(DType::F32, DType::F16, DType::BF16),
+            "sample: operand `weight` has elements of BF16, expected F16",
+        ),
+        (
+            calibrated(DType::BF16, DType::F16, DType::F16),
+            "sample: operand `hidden` has elements of F16, expected BF16",
         ),
         (
             text(kernels.chain_choose(&choose)),

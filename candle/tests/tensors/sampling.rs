@@ -17,14 +17,14 @@ use flexdraft::random::{Purpose, Stream};
 use flexdraft_candle::{
     Accept, Calibration, DraftDistributions, Sample, Sampled, SampledLogits, table, tokens,
 };
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use crate::properties::properties;
-use crate::support::{Noise, both, same, same_table, sampling_row, tensor};
+use crate::support::{Half, Noise, both, same, same_table, sampling_row, tensor};
 
 /// A calibrator: hidden rows, weight and bias.
-pub type Calibrator<'a> = (&'a [bf16], &'a [bf16], &'a [f32]);
+pub type Calibrator<'a, T> = (&'a [T], &'a [T], &'a [f32]);
 
 /// The logits, statistics and partial results after sampling.
 pub struct Expected<L> {
@@ -34,11 +34,11 @@ pub struct Expected<L> {
 }
 
 /// Samples the same rows by the wrappers and on tensors, and compares the results. Returns both.
-pub fn sample_both<L: Logit + candle_core::WithDType>(
+pub fn sample_both<L: Logit + candle_core::WithDType, T: Half>(
     logits: &[L],
     vocab: usize,
     rows: &[RowSampling],
-    calibrator: Option<Calibrator<'_>>,
+    calibrator: Option<Calibrator<'_, T>>,
 ) -> (Expected<L>, Tensor, Sampled) {
     let (kernels, wrappers) = both();
     let (stream, stride) = (wrappers.runtime().stream(), logits.len() / rows.len());
@@ -62,8 +62,8 @@ pub fn sample_both<L: Logit + candle_core::WithDType>(
                 draft: None,
                 calibration: calibrator.map(|(hidden, weight, bias)| LaunchedCalibration {
                     rank,
-                    hidden: stream.view(hidden),
-                    weight: stream.view(weight),
+                    hidden: stream.view(hidden).into(),
+                    weight: stream.view(weight).into(),
                     bias: Some(stream.view(bias)),
                 }),
                 workspace: stream.view_mut(&mut expected.partials),
@@ -123,11 +123,17 @@ proptest! {
         let (hidden, weight, bias) =
             (noise.bf16s(drafts * rank), noise.bf16s(vocab * rank), noise.floats(vocab));
         let logits = noise.floats((drafts + 1) * stride);
-        let (target, target_tensor, target_sampled) = sample_both(&logits, vocab, &target_rows, None);
+        let (target, target_tensor, target_sampled) = sample_both::<_, bf16>(&logits, vocab, &target_rows, None);
         let (draft, draft_tensor, draft_sampled) =
             sample_both(&logits[..drafts * stride], vocab, &draft_rows, Some((&hidden, &weight, &bias)));
         let halves: Vec<bf16> = logits.iter().map(|&logit| bf16::from_f32(logit)).collect();
-        sample_both(&halves, vocab, &target_rows, None);
+        sample_both::<_, bf16>(&halves, vocab, &target_rows, None);
+        // A calibrator of f16, with logits of either type.
+        let (hidden, weight): (Vec<f16>, Vec<f16>) = (noise.halves(drafts * rank), noise.halves(vocab * rank));
+        let calibrator = Some((&hidden[..], &weight[..], &bias[..]));
+        sample_both(&logits[..drafts * stride], vocab, &draft_rows, calibrator);
+        let halves: Vec<f16> = logits.iter().map(|&logit| f16::from_f32(logit)).collect();
+        sample_both(&halves[..drafts * stride], vocab, &draft_rows, calibrator);
 
         let verify = Verify::new(&VerifySequence {
             rule,

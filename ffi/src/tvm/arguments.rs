@@ -18,13 +18,11 @@ use crate::status::{
 /// The elements that a tensor argument may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elements {
-    /// bf16.
-    Bf16,
     /// bf16 or f16; all rows and caches of a call have one of the two.
     Half,
     /// f32.
     F32,
-    /// f32 or bf16.
+    /// f32, bf16 or f16.
     Logits,
     /// i32.
     I32,
@@ -350,8 +348,8 @@ impl<'a> Arguments<'a> {
         let is = |code, bits| found == DataType { code, bits, lanes: 1 };
         let (bf16, f32) = (is(CODE_BFLOAT, 16), is(CODE_FLOAT, 32));
         let accepted = match elements {
-            Elements::Half if is(CODE_FLOAT, 16) => Some((FLEXDRAFT_F16, 2, false)),
-            Elements::Bf16 | Elements::Half | Elements::Logits if bf16 => Some((FLEXDRAFT_BF16, 2, false)),
+            Elements::Half | Elements::Logits if is(CODE_FLOAT, 16) => Some((FLEXDRAFT_F16, 2, false)),
+            Elements::Half | Elements::Logits if bf16 => Some((FLEXDRAFT_BF16, 2, false)),
             Elements::F32 | Elements::Logits if f32 => Some((FLEXDRAFT_F32, 4, false)),
             Elements::I32 if is(CODE_INT, 32) => Some((FLEXDRAFT_I32, 4, false)),
             Elements::Word if is(CODE_INT, 32) || is(CODE_UINT, 32) => Some((FLEXDRAFT_U32, 4, false)),
@@ -365,10 +363,9 @@ impl<'a> Arguments<'a> {
         };
         accepted.ok_or_else(|| {
             let expected = match elements {
-                Elements::Bf16 => "bf16".to_owned(),
                 Elements::Half => "bf16 or f16".to_owned(),
                 Elements::F32 | Elements::HostF32 => "f32".to_owned(),
-                Elements::Logits => "f32 or bf16".to_owned(),
+                Elements::Logits => "f32, bf16 or f16".to_owned(),
                 Elements::I32 | Elements::HostI32 => "i32".to_owned(),
                 Elements::Word | Elements::HostWord => "u32 or i32".to_owned(),
                 Elements::HostI64 => "i64".to_owned(),

@@ -290,8 +290,8 @@ pub fn expected() -> Result<String, KernelError> {
     let next_rows = samplings(Purpose::DraftDraw, (1..=NEXT).map(|slot| (slot, starts[0] as usize)));
     let calibration = Calibration {
         rank: RANK,
-        hidden: stream.view(&hidden),
-        weight: stream.view(&w2),
+        hidden: stream.view(&hidden).into(),
+        weight: stream.view(&w2).into(),
         bias: Some(stream.view(&b2)),
     };
     let next_stats = sample(&kernels, &stream, &mut next, &next_rows, Some(calibration))?;

@@ -7,7 +7,7 @@ use crate::support::{ABSENT, NO_ROWS, Opened, attempt, read, sequence, write};
 use bytemuck::Zeroable;
 use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 const STREAM: *mut std::ffi::c_void = ptr::null_mut();
 
@@ -280,16 +280,27 @@ fn workspaces_and_calibrators() {
     refused(
         launch(&|args| args.logits.dtype = FLEXDRAFT_I32),
         FLEXDRAFT_DTYPE,
-        &["`logits`", "i32", "f32 or bf16"],
+        &["`logits`", "i32", "f32, bf16 or f16"],
     );
-    refused(launch(&|args| args.logits = ABSENT), FLEXDRAFT_NULL, &["`logits`", "f32 or bf16"]);
+    refused(launch(&|args| args.logits = ABSENT), FLEXDRAFT_NULL, &["`logits`", "f32, bf16 or f16"]);
     refused(
         launch(&|args| args.sampling.dtype = FLEXDRAFT_ROW_STATS),
         FLEXDRAFT_DTYPE,
         &["row stats", "row sampling"],
     );
     refused(launch(&|args| args.hidden = args.logits), FLEXDRAFT_VALUE, &["`rank` is 0", "`hidden`"]);
-    refused(launch(&|args| args.rank = 8), FLEXDRAFT_NULL, &["`hidden`", "bf16"]);
+    refused(launch(&|args| args.rank = 8), FLEXDRAFT_NULL, &["`hidden`", "bf16 or f16"]);
+    // Hidden layer and weight have one type, the type of logits of 16 bits.
+    let (half, other) = (vec![bf16::ONE; 64], vec![f16::ONE; 64]);
+    let mixed = |args: &mut FlexdraftSample| {
+        (args.rank, args.hidden, args.weight) = (8, read(&half[..8]), read(&other));
+    };
+    refused(launch(&|args| mixed(args)), FLEXDRAFT_DTYPE, &["`weight`", "type f16, expected bf16"]);
+    let mixed = |args: &mut FlexdraftSample| {
+        (args.rank, args.hidden, args.weight) = (8, read(&half[..8]), read(&half));
+        args.logits.dtype = FLEXDRAFT_F16;
+    };
+    refused(launch(&|args| mixed(args)), FLEXDRAFT_DTYPE, &["`hidden`", "type bf16, expected f16"]);
     refused(launch(&|args| args.update = 2), FLEXDRAFT_VALUE, &["`update` is 2", "0 or 1"]);
     refused(launch(&|args| args.stride = 7), FLEXDRAFT_UNSUPPORTED, &["stride"]);
     refused(launch(&|args| args.vocab = 0), FLEXDRAFT_UNSUPPORTED, &["vocabulary is 0", "2^20"]);

@@ -205,8 +205,8 @@ pub(super) fn draft<P: Products>(
                 expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
                 let calibration = Calibration {
                     rank,
-                    hidden: context.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
-                    weight: linears.weight(output),
+                    hidden: context.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?.into(),
+                    weight: linears.weight(output).into(),
                     bias: output.bias.as_ref().map(|bias| context.view(bias)),
                 };
                 (LogitRows::Update(context.output(&mut *values, logit_rows.clone())?), Some(calibration))

@@ -108,7 +108,7 @@ pub struct FlexdraftAcceptParams {
     pub sequences: *const FlexdraftVerify,
     /// the draft tokens of all sequences, [token_count]
     pub tokens: *const i32,
-    /// the target's logits, [target_rows, logit_stride], f32 or bf16
+    /// the target's logits, [target_rows, logit_stride], f32, bf16 or f16
     pub target: *const ::core::ffi::c_void,
     /// the statistics of the target's rows, [target_rows]
     pub target_stats: *const FlexdraftRowStats,

@@ -8,7 +8,7 @@ use super::sampling::*;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftChooseParams {
-    /// the calibrated logits, [logit_rows, logit_stride], f32 or bf16
+    /// the calibrated logits, [logit_rows, logit_stride], f32, bf16 or f16
     pub logits: *const ::core::ffi::c_void,
     /// the index in `logits` of each row, [rows]; -1: padding, with the ids 0 to count - 1 and logits of -inf; null: row r
     /// has the logits r
@@ -74,7 +74,7 @@ pub struct FlexdraftChainScoreParams {
     /// the factors of the tokens before: of the bonus token of each draft, then of each row's chosen ids,
     /// [drafts + rows * count, before_stride]
     pub before: *const f32,
-    /// the factors of the chosen ids, [rows * count, after_stride], f32 or bf16
+    /// the factors of the chosen ids, [rows * count, after_stride], f32, bf16 or f16
     pub after: *const ::core::ffi::c_void,
     /// the draft of each row, [rows]; the rows of a draft follow each other
     pub owners: *const i32,

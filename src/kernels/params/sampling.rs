@@ -189,7 +189,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSampleParams {
-    /// the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`, and by edits
+    /// the logits, [logit_rows, logit_stride], f32, bf16 or f16; written if `store`, and by edits
     pub logits: *mut ::core::ffi::c_void,
     /// the index in `logits` of each row, [rows]; null: row r has the logits r
     pub logit_index: *const i32,
@@ -199,9 +199,9 @@ pub struct FlexdraftSampleParams {
     pub starts: *const i32,
     /// the token of each row whose probability is reported, [rows]; −1: none; may be null
     pub draft: *const i32,
-    /// the calibrator's hidden layer, [rows, rank], bf16; null without a calibrator
+    /// the calibrator's hidden layer, [rows, rank], bf16 or f16; null without a calibrator
     pub u: *const u16,
-    /// the weight of the calibrator's last layer, [vocab, rank], bf16
+    /// the weight of the calibrator's last layer, [vocab, rank], bf16 or f16
     pub w2: *const u16,
     /// the bias of the calibrator's last layer, [vocab]; may be null
     pub b2: *const f32,

@@ -1,28 +1,45 @@
 //! The last layer of the calibrator, and the shape of the kernel that applies it.
 
-use half::bf16;
-
-use super::logits::LogitKernels;
+use super::logits::{CalibratedKernels, Logit};
 use crate::kernels::params::shapes::*;
+use crate::kernels::{HalfView, KernelError};
 use crate::runtime::View;
 
-/// The calibrator's last layer, and its input.
+/// The calibrator's last layer, and its input. Hidden layer and weight have one type, bf16 or f16; logits of 16 bits have
+/// the same type.
 #[derive(Debug)]
 pub struct Calibration<'a> {
     /// The rank r of the calibrator, a multiple of 8.
     pub rank: usize,
     /// The calibrator's hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, r]`, aligned to 16 bytes.
-    pub hidden: View<'a, bf16>,
+    pub hidden: HalfView<'a>,
     /// The weight W2 of the last layer, `[vocab, r]`, aligned to 16 bytes.
-    pub weight: View<'a, bf16>,
+    pub weight: HalfView<'a>,
     /// The bias b2 of the last layer, `[vocab]`.
     pub bias: Option<View<'a, f32>>,
+}
+
+impl Calibration<'_> {
+    /// Returns the kernels that calibrate logits of type `L` with this calibrator.
+    pub(super) fn kernels<L: Logit>(&self, kernel: &'static str) -> Result<CalibratedKernels, KernelError> {
+        let wrong = |operand, found: &HalfView<'_>, expected| {
+            Err(KernelError::Type { kernel, operand, expected, found: found.type_name() })
+        };
+        if self.weight.is_f16() != self.hidden.is_f16() {
+            return wrong("weight", &self.weight, self.hidden.type_name());
+        }
+        match (self.hidden.is_f16(), L::KERNELS.with_bf16, L::KERNELS.with_f16) {
+            (false, Some(kernels), _) | (true, _, Some(kernels)) => Ok(kernels),
+            (false, None, _) => wrong("hidden", &self.hidden, "f16, the type of the logits"),
+            (true, _, None) => wrong("hidden", &self.hidden, "bf16, the type of the logits"),
+        }
+    }
 }
 
 /// A tile shape of the kernel that calibrates logits: `FlexdraftCalibratedShape` of `cuda/common/shapes.h`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CalibratedShape {
-    pub kernel: fn(&LogitKernels) -> &'static str,
+    pub kernel: fn(&CalibratedKernels) -> &'static str,
     /// The number of token ids per CTA.
     pub tile: usize,
     pub threads: u32,
@@ -33,7 +50,7 @@ pub(super) struct CalibratedShape {
 
 /// The small shape, with 64 token ids by 16 rows per CTA.
 const SMALL: CalibratedShape = CalibratedShape {
-    kernel: |kernels| kernels.calibrated_small,
+    kernel: |kernels| kernels.small,
     tile: FLEXDRAFT_SMALL_TILE as usize,
     threads: 32 * FLEXDRAFT_SMALL_WARPS_ACROSS_TILE * FLEXDRAFT_SMALL_WARPS_ACROSS_ROWS,
     fixed: FLEXDRAFT_SMALL_SHARED,
@@ -41,7 +58,7 @@ const SMALL: CalibratedShape = CalibratedShape {
 };
 /// The large shape, with 128 token ids by 64 rows per CTA.
 const LARGE: CalibratedShape = CalibratedShape {
-    kernel: |kernels| kernels.calibrated_large,
+    kernel: |kernels| kernels.large,
     tile: FLEXDRAFT_LARGE_TILE as usize,
     threads: 32 * FLEXDRAFT_LARGE_WARPS_ACROSS_TILE * FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS,
     fixed: FLEXDRAFT_LARGE_SHARED,
@@ -68,14 +85,15 @@ impl CalibratedShape {
 
 #[cfg(test)]
 mod tests {
-    use super::super::logits::Logit;
+    use half::bf16;
+
     use super::*;
 
     #[test]
     fn the_shape_of_a_calibrated_pass() {
         let chosen = |rows, rank, kib: u32| {
             CalibratedShape::choose(rows, rank, kib << 10)
-                .map(|(shape, bytes)| ((shape.kernel)(&bf16::KERNELS), bytes))
+                .map(|(shape, bytes)| ((shape.kernel)(&bf16::KERNELS.with_bf16.unwrap()), bytes))
         };
         let small = |bytes| Some(("calibrated_sample_bf16_64x16", bytes));
         let large = |bytes| Some(("calibrated_sample_bf16_128x64", bytes));

@@ -143,7 +143,7 @@ impl<R: Runtime> Kernels<R> {
     ///
     /// # Errors
     ///
-    /// [`KernelError`]: an operand of the wrong length, alignment or queue, a shape that the kernels do not
+    /// [`KernelError`]: an operand of the wrong length, alignment, type or queue, a shape that the kernels do not
     /// support, or a launch that failed.
     ///
     /// # Example
@@ -180,8 +180,8 @@ impl<R: Runtime> Kernels<R> {
     ///     draft: None,
     ///     calibration: Some(Calibration {
     ///         rank,
-    ///         hidden: stream.view(&hidden),
-    ///         weight: stream.view(&weight),
+    ///         hidden: stream.view(&hidden).into(),
+    ///         weight: stream.view(&weight).into(),
     ///         bias: Some(stream.view(&bias)),
     ///     }),
     ///     workspace: stream.view_mut(&mut workspace),
@@ -240,11 +240,12 @@ impl<R: Runtime> Kernels<R> {
             Some(calibration) => {
                 let allowed = self.runtime.limits().shared_bytes_per_cta;
                 let chosen = CalibratedShape::choose(shape.rows, calibration.rank, allowed);
-                let overflow = KernelError::Overflow { kernel: L::KERNELS.calibrated_small, what: "rank" };
+                let kernels = calibration.kernels::<L>("sample")?;
+                let overflow = KernelError::Overflow { kernel: kernels.small, what: "rank" };
                 let (tiling, shared_bytes) = chosen.ok_or(overflow)?;
                 let ctas = if shape.rows == 0 { 0 } else { args.vocab.div_ceil(tiling.tile) as u32 };
                 let grid = Grid { ctas: [ctas, 1, 1], threads: tiling.threads, shared_bytes };
-                ((tiling.kernel)(&L::KERNELS), grid)
+                ((tiling.kernel)(&kernels), grid)
             }
         };
         let (operands, params) = shape.operands(kernel, self.runtime.queue(stream), args)?;
@@ -277,6 +278,7 @@ impl SampleShape {
         }
         if let Some(calibration) = &args.calibration {
             within(limits::rank(calibration.rank))?;
+            calibration.kernels::<L>(KERNEL)?;
             if matches!(args.logits, LogitRows::Edit(..)) {
                 let (what, found) = ("rank", calibration.rank as i64);
                 let supported = "no calibration of edited logits";
@@ -332,8 +334,8 @@ impl SampleShape {
                 count.checked_mul(calibration.rank).ok_or(KernelError::Overflow { kernel, what })
             };
             rank = calibration.rank;
-            u = operands.read("hidden", &calibration.hidden, by_rank(rows, "hidden")?, 16)?.cast();
-            w2 = operands.read("weight", &calibration.weight, by_rank(args.vocab, "weight")?, 16)?.cast();
+            u = calibration.hidden.read(&mut operands, "hidden", by_rank(rows, "hidden")?)?;
+            w2 = calibration.weight.read(&mut operands, "weight", by_rank(args.vocab, "weight")?)?;
             if let Some(bias) = &calibration.bias {
                 b2 = operands.read("bias", bias, args.vocab, 4)?;
             }

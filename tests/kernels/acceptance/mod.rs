@@ -20,7 +20,7 @@ use flexdraft::layout::GroupSet;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
 use flexdraft::sampling::SamplingParams;
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use crate::processors::{Bench, Processor, processors, runtimes_agree};
@@ -41,14 +41,15 @@ proptest! {
         vocab in prop_oneof![1usize..300, 2040usize..4200],
         sequences in prop::collection::vec(generated((0usize..8).boxed()), 1..5),
         schedule in 0u64..4,
-        half in any::<bool>(),
+        stored in 0..3,
     ) {
         let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
         for processor in processors() {
             let bench = bench(processor, Checking::Off, schedule);
-            let outcome = match half {
-                true => run::<bf16>(&bench, vocab, &sequences),
-                false => run::<f32>(&bench, vocab, &sequences),
+            let outcome = match stored {
+                0 => run::<bf16>(&bench, vocab, &sequences),
+                1 => run::<f16>(&bench, vocab, &sequences),
+                _ => run::<f32>(&bench, vocab, &sequences),
             };
             for (i, sequence) in sequences.iter().enumerate() {
                 check(sequence, &outcome.verdicts[i], &outcome.committed[i])?;

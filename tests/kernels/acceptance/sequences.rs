@@ -12,7 +12,7 @@ use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::chain::likeliest;
 use flexdraft_reference::warp::{Warping, warp};
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use crate::processors::{Bench, Operand};
@@ -363,5 +363,11 @@ impl Stored for f32 {
 impl Stored for bf16 {
     fn of(value: f32) -> Self {
         bf16::from_f32(value)
+    }
+}
+
+impl Stored for f16 {
+    fn of(value: f32) -> Self {
+        f16::from_f32(value)
     }
 }

@@ -5,10 +5,11 @@ use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, Sample, 
 use flexdraft::runtime::simt::Checking;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::chain::likeliest;
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::bench;
+use crate::halves::Half;
 use crate::processors::{Bench, processors};
 use crate::sampling::batch::{Stored, poisoned_stats};
 use crate::sampling::generators::{Shape, logits, shape};
@@ -41,7 +42,8 @@ pub fn choose<L: Stored>(
     let index = index.map(|index| bench.memory(index));
     let greedy = RowSampling::new(&SamplingParams::GREEDY, None).unwrap();
     let sampling = bench.memory(&vec![greedy; chosen_rows]);
-    let [hidden, weight] = [chosen_rows, vocab].map(|rows| bench.memory(&vec![bf16::ZERO; rows * 8]));
+    let [hidden, weight] =
+        [chosen_rows, vocab].map(|rows| bench.memory(&vec![L::Calibrator::rounded(0.0); rows * 8]));
     let needed = workspace_len(chosen_rows, vocab, calibrated).unwrap();
     let mut workspace = bench.memory(&vec![f32::NAN; needed]);
     let mut stats = bench.memory(&vec![poisoned_stats(); chosen_rows]);
@@ -59,8 +61,8 @@ pub fn choose<L: Stored>(
         draft: None,
         calibration: calibrated.then(|| Calibration {
             rank: 8,
-            hidden: bench.view(&hidden),
-            weight: bench.view(&weight),
+            hidden: bench.view(&hidden).into(),
+            weight: bench.view(&weight).into(),
             bias: None,
         }),
         workspace: bench.view_mut(&mut workspace),
@@ -119,15 +121,16 @@ proptest! {
         (vocab, count) in prop_oneof![1usize..40, 40usize..1100, 1100usize..9000]
             .prop_flat_map(|vocab| (Just(vocab), 1..=vocab.min(32))),
         rows in prop::collection::vec((any::<u64>(), shape()), 1..4),
-        (calibrated, half) in any::<(bool, bool)>(),
+        (calibrated, stored) in (any::<bool>(), 0..3),
         schedule in 0u64..4,
     ) {
         let vocab = if calibrated { vocab.min(2500) } else { vocab };
         let count = count.min(vocab);
         let rows: Vec<Vec<f32>> = rows.into_iter().map(|(seed, shape)| logits(seed, vocab, shape)).collect();
-        match half {
-            true => check::<bf16>(&rows, calibrated, count, schedule),
-            false => check::<f32>(&rows, calibrated, count, schedule),
+        match stored {
+            0 => check::<bf16>(&rows, calibrated, count, schedule),
+            1 => check::<f16>(&rows, calibrated, count, schedule),
+            _ => check::<f32>(&rows, calibrated, count, schedule),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use flexdraft::kernels::chain::ChainScore;
 use flexdraft::runtime::simt::Checking;
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::bench;
@@ -128,12 +128,13 @@ proptest! {
         rows in prop::collection::vec(0usize..5, 1..4),
         rank in prop_oneof![1usize..20, 120usize..140, 250usize..300],
         count in 1usize..=32,
-        half in any::<bool>(),
+        stored in 0..3,
         seed in any::<u64>(),
     ) {
-        match half {
-            true => check::<bf16>(&rows, rank, count, seed),
-            false => check::<f32>(&rows, rank, count, seed),
+        match stored {
+            0 => check::<bf16>(&rows, rank, count, seed),
+            1 => check::<f16>(&rows, rank, count, seed),
+            _ => check::<f32>(&rows, rank, count, seed),
         }
     }
 }

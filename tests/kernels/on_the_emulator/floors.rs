@@ -143,19 +143,20 @@ fn sampling() {
 }
 
 fn sampling_of<L: Stored>(logits: PhantomData<L>) {
+    let calibrator = PhantomData::<L::Calibrator>;
     for rows in [1, 3] {
         // The first launch of sampling passes five numbers per 1024 ids to the second launch.
         let lines = (rows * VOCAB / 1024 * 5 * 4) as u64;
-        let case = Sampling { rows, vocab: VOCAB, rank: 0, truncated: false, logits };
+        let case = Sampling { rows, vocab: VOCAB, rank: 0, truncated: false, logits, calibrator };
         at_the_floor(&case, Beside { read: lines, written: lines }, &["logits"]);
     }
     // With the calibrator, the first launch of sampling passes five numbers per 64 ids to the second.
     let (rows, vocab) = (3, 2048);
     let lines = (rows * vocab / 64 * 5 * 4) as u64;
-    let case = Sampling { rows, vocab, rank: 128, truncated: false, logits };
+    let case = Sampling { rows, vocab, rank: 128, truncated: false, logits, calibrator };
     at_the_floor(&case, Beside { read: lines, written: lines }, &["weight", "logits"]);
     // With truncation, sampling reads the logits again, so the counted bytes must be above the floor.
-    let traffic = counted(&Sampling { rows: 2, vocab: 6144, rank: 0, truncated: true, logits });
+    let traffic = counted(&Sampling { rows: 2, vocab: 6144, rank: 0, truncated: true, logits, calibrator });
     assert!(traffic.iter().map(|t| t.read).sum::<u64>() > (2 * 6144 * size_of::<L>()) as u64);
     assert!(streams(&traffic, &["logits"]).is_err());
 }

@@ -7,8 +7,9 @@ use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Checking;
 use flexdraft::sampling::SamplingParams;
-use half::bf16;
+use half::{bf16, f16};
 
+use crate::halves::Half;
 use crate::processors::{Bench, Processor, processors};
 use crate::support::simt_variant::checking;
 
@@ -20,6 +21,10 @@ pub trait Stored: Logit + PartialEq + std::fmt::Debug {
     fn value(self) -> f32;
     /// The difference between neighbouring stored values of magnitude 1.
     const EPSILON: f32;
+    /// A magnitude from which sums may overflow.
+    const LARGE: f64;
+    /// A type of calibrators for logits of this type.
+    type Calibrator: Half;
 }
 
 impl Stored for f32 {
@@ -30,6 +35,8 @@ impl Stored for f32 {
         self
     }
     const EPSILON: f32 = f32::EPSILON;
+    const LARGE: f64 = 3.38e38;
+    type Calibrator = bf16;
 }
 
 impl Stored for bf16 {
@@ -40,6 +47,20 @@ impl Stored for bf16 {
         self.to_f32()
     }
     const EPSILON: f32 = 1.0 / 128.0;
+    const LARGE: f64 = 3.38e38;
+    type Calibrator = bf16;
+}
+
+impl Stored for f16 {
+    fn of(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+    fn value(self) -> f32 {
+        self.to_f32()
+    }
+    const EPSILON: f32 = 1.0 / 1024.0;
+    const LARGE: f64 = 65472.0;
+    type Calibrator = f16;
 }
 
 /// Sampling parameters and random numbers of one row of a test.
@@ -67,21 +88,21 @@ impl Way {
 
 /// The calibrator of a test, and its inputs.
 #[derive(Clone, Debug)]
-pub struct Correction {
+pub struct Correction<T = bf16> {
     pub rank: usize,
-    pub weight: Vec<bf16>,
+    pub weight: Vec<T>,
     pub bias: Option<Vec<f32>>,
     /// The calibrator's hidden rows, one per row of logits.
-    pub hidden: Vec<Vec<bf16>>,
+    pub hidden: Vec<Vec<T>>,
 }
 
 /// Rows to sample, all over the same vocabulary.
 #[derive(Clone, Debug)]
-pub struct Batch<L> {
+pub struct Batch<L, T = bf16> {
     pub vocab: usize,
     pub rows: Vec<Vec<L>>,
     pub ways: Vec<Way>,
-    pub correction: Option<Correction>,
+    pub correction: Option<Correction<T>>,
     pub edits: Option<EditTables>,
 }
 
@@ -93,7 +114,7 @@ pub struct Outcome<L> {
     pub error: u32,
 }
 
-impl<L: Stored> Batch<L> {
+impl<L: Stored, T: Half> Batch<L, T> {
     pub fn plain(rows: Vec<Vec<f32>>, ways: Vec<Way>) -> Self {
         let rows: Vec<Vec<L>> = rows.into_iter().map(|row| row.into_iter().map(L::of).collect()).collect();
         Batch { vocab: rows[0].len(), rows, ways, correction: None, edits: None }
@@ -165,8 +186,8 @@ impl<L: Stored> Batch<L> {
             draft: Some(bench.view(&draft)),
             calibration: correction.as_ref().map(|(rank, hidden, weight, bias)| Calibration {
                 rank: *rank,
-                hidden: bench.view(hidden),
-                weight: bench.view(weight),
+                hidden: bench.view(hidden).into(),
+                weight: bench.view(weight).into(),
                 bias: bias.as_ref().map(|bias| bench.view(bias)),
             }),
             workspace: bench.view_mut(&mut workspace),

@@ -6,6 +6,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::batch::{Batch, Correction, Stored, Way};
+use crate::halves::Half;
 use crate::support::noise::Xorshift;
 
 const INF: f32 = f32::INFINITY;
@@ -89,6 +90,14 @@ pub fn vocab() -> impl Strategy<Value = usize> {
 }
 
 pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl Strategy<Value = Batch<L>> {
+    batch_of::<L, bf16>(rows, correction)
+}
+
+/// Returns batches whose corrections, if there are any, have hidden rows and weights of `T`.
+pub fn batch_of<L: Stored, T: Half>(
+    rows: std::ops::Range<usize>,
+    correction: bool,
+) -> impl Strategy<Value = Batch<L, T>> {
     let vocab = if correction { (1usize..400).boxed() } else { vocab().boxed() };
     let rank = prop::sample::select(vec![8usize, 16, 56, 64, 72, 136]);
     (vocab, rank, any::<u64>(), any::<bool>())
@@ -102,11 +111,11 @@ pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl 
             ways: rows.iter().map(|row| row.2).collect(),
             correction: correction.then(|| Correction {
                 rank,
-                weight: noise(seed ^ 1, vocab * rank, 0.3).into_iter().map(bf16::from_f32).collect(),
+                weight: noise(seed ^ 1, vocab * rank, 0.3).into_iter().map(T::rounded).collect(),
                 bias: bias.then(|| noise(seed ^ 2, vocab, 1.0)),
                 hidden: rows
                     .iter()
-                    .map(|row| noise(row.0 ^ 3, rank, 0.7).into_iter().map(bf16::from_f32).collect())
+                    .map(|row| noise(row.0 ^ 3, rank, 0.7).into_iter().map(T::rounded).collect())
                     .collect(),
             }),
             rows: rows

@@ -13,14 +13,16 @@ use flexdraft::random::Stream;
 use flexdraft::sampling::{SamplingParams, warp};
 use flexdraft_reference::calibration::{Calibrator, calibrated_logits};
 use flexdraft_reference::linear::Linear;
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
+
+use crate::halves::Half;
 
 use crate::processors::{Bench, processors, runtimes_agree};
 use crate::support::close::close;
 use crate::support::properties::properties;
 use batch::{Batch, Correction, Outcome, Stored, Way, bench, bits, poisoned_stats};
-use generators::{Shape, batch, logits, noise};
+use generators::{Shape, batch, batch_of, logits, noise};
 use oracle::{check, check_row, kept_ids};
 
 const INF: f32 = f32::INFINITY;
@@ -44,21 +46,21 @@ proptest! {
 
 /// Checks on every processor that the stored logits are the reference's calibrated logits, and that the statistics describe
 /// the stored logits.
-fn check_calibrated<L: Stored>(batch: &Batch<L>) {
+fn check_calibrated<L: Stored, T: Half>(batch: &Batch<L, T>) {
     let exact = exact_corrections(batch);
     batch.on_every_processor(true).for_each(|outcome| check_calibrated_outcome(batch, &exact, &outcome));
 }
 
 /// Returns the calibrator's corrections of the logits in f64, and the sum of the magnitudes of each correction's
 /// products.
-fn exact_corrections<L: Stored>(batch: &Batch<L>) -> Vec<Vec<(f64, f64)>> {
+fn exact_corrections<L: Stored, T: Half>(batch: &Batch<L, T>) -> Vec<Vec<(f64, f64)>> {
     let correction = batch.correction.as_ref().unwrap();
-    let wide = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let wide = |values: &[T]| values.iter().map(|x| x.f64()).collect::<Vec<_>>();
     let output = Linear {
         bias: correction.bias.as_ref().map(|bias| bias.iter().map(|&b| f64::from(b)).collect()),
         ..Linear::new(wide(&correction.weight), correction.rank)
     };
-    let of_row = |hidden: &Vec<bf16>| {
+    let of_row = |hidden: &Vec<T>| {
         let hidden = wide(hidden);
         let size = |weight: &[f64]| weight.iter().zip(&hidden).map(|(w, u)| (w * u).abs()).sum();
         output.apply(&hidden).into_iter().zip(output.weight.chunks(correction.rank).map(size)).collect()
@@ -66,7 +68,11 @@ fn exact_corrections<L: Stored>(batch: &Batch<L>) -> Vec<Vec<(f64, f64)>> {
     correction.hidden.iter().map(of_row).collect()
 }
 
-fn check_calibrated_outcome<L: Stored>(batch: &Batch<L>, exact: &[Vec<(f64, f64)>], outcome: &Outcome<L>) {
+fn check_calibrated_outcome<L: Stored, T: Half>(
+    batch: &Batch<L, T>,
+    exact: &[Vec<(f64, f64)>],
+    outcome: &Outcome<L>,
+) {
     for ((stored, row), corrections) in outcome.logits.iter().zip(&batch.rows).zip(exact) {
         for (id, (correction, size)) in corrections.iter().enumerate() {
             let (found, exact) = (f64::from(stored[id].value()), f64::from(row[id].value()) + correction);
@@ -76,7 +82,7 @@ fn check_calibrated_outcome<L: Stored>(batch: &Batch<L>, exact: &[Vec<(f64, f64)
             }
             // The tolerance is half a unit in the last place of the stored type, and the rounding of the f32 sum.
             let tolerance = f64::from(L::EPSILON) * 0.51 * exact.abs() + (1e-6 * size).max(2e-5);
-            let overflows = exact.abs() > 3.38e38;
+            let overflows = exact.abs() > L::LARGE;
             assert!(overflows || (found - exact).abs() <= tolerance, "id {id}: {found}, not {exact}");
         }
     }
@@ -94,6 +100,51 @@ proptest! {
     #[test]
     fn calibrated_rows_of_bf16_are_the_reference_s(batch in batch::<bf16>(1..20, true)) {
         check_calibrated(&batch);
+    }
+}
+
+proptest! {
+    #![proptest_config(properties(12))]
+
+    #[test]
+    fn rows_of_f16_are_sampled_as_the_reference_samples_them(batch in batch::<f16>(1..4, false)) {
+        batch.on_every_processor(false).for_each(|outcome| check(&outcome, &batch.ways));
+    }
+
+    #[test]
+    fn a_calibrator_of_f16_is_the_reference_s(
+        f32_logits in batch_of::<f32, f16>(1..20, true),
+        f16_logits in batch_of::<f16, f16>(1..20, true),
+    ) {
+        check_calibrated(&f32_logits);
+        check_calibrated(&f16_logits);
+    }
+}
+
+/// A calibrator of f16 keeps 11 bits of its numbers: the correction of each id is a number that bf16 does not have, times a
+/// power of two, so that the sum is exact.
+#[test]
+fn a_calibrator_of_f16_does_not_go_through_bf16() {
+    let (vocab, rank) = (130, 72);
+    let value = |id: usize| 1.0 + (id + 1) as f32 / 1024.0;
+    let one_of = |at: usize, x: f32| -> Vec<f16> {
+        (0..rank).map(|i| f16::from_f32(if i == at { x } else { 0.0 })).collect()
+    };
+    // More than 64 rows take the large tiles.
+    for rows in [3, 70] {
+        let mut batch = Batch::<f32, f16>::plain(vec![vec![0.0; vocab]; rows], vec![Way::greedy(); rows]);
+        batch.correction = Some(Correction {
+            rank,
+            weight: (0..vocab).flat_map(|id| one_of(rank - 1, value(id))).collect(),
+            bias: None,
+            hidden: (0..rows).map(|row| one_of(rank - 1, 2f32.powi(row as i32 % 5))).collect(),
+        });
+        for outcome in batch.on_every_processor(true) {
+            for (row, logits) in outcome.logits.iter().enumerate() {
+                let expected: Vec<f32> = (0..vocab).map(|id| value(id) * 2f32.powi(row as i32 % 5)).collect();
+                assert_eq!(logits, &expected);
+            }
+        }
     }
 }
 
@@ -274,7 +325,7 @@ fn a_race_is_won_by_however_little() {
 
 /// Checks that a row's results have the same bits if the row is sampled alone, and in reverse order, on every
 /// processor.
-fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
+fn check_independence<L: Stored, T: Half>(batch: &Batch<L, T>, keep: bool) {
     for processor in processors() {
         check_independence_on(&bench(processor), batch, keep, 3);
     }
@@ -282,7 +333,12 @@ fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
 
 /// Checks on one processor that all rows give the same results in reverse order, and `count` rows alone. Returns the
 /// results of all rows together.
-fn check_independence_on<L: Stored>(bench: &Bench, batch: &Batch<L>, keep: bool, count: usize) -> Outcome<L> {
+fn check_independence_on<L: Stored, T: Half>(
+    bench: &Bench,
+    batch: &Batch<L, T>,
+    keep: bool,
+    count: usize,
+) -> Outcome<L> {
     let together = batch.run(bench, keep);
     let backwards: Vec<usize> = (0..batch.rows.len()).rev().collect();
     let reversed = batch.picked(&backwards).run(bench, keep);
@@ -315,7 +371,7 @@ proptest! {
     #[test]
     fn calibrated_rows_depend_on_neither_batch_nor_tile(
         few in batch::<bf16>(2..20, true),
-        many in batch::<f32>(65..90, true),
+        many in batch_of::<f32, f16>(65..90, true),
     ) {
         check_independence(&few, true);
         check_independence(&many, true);

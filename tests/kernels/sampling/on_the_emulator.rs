@@ -136,8 +136,8 @@ fn a_row_of_logits_that_is_updated_twice() {
             draft: None,
             calibration: Some(Calibration {
                 rank: 8,
-                hidden: stream.view(&hidden),
-                weight: stream.view(&weight),
+                hidden: stream.view(&hidden).into(),
+                weight: stream.view(&weight).into(),
                 bias: None,
             }),
             workspace: stream.view_mut(&mut workspace),

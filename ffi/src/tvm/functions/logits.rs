@@ -2,7 +2,7 @@
 
 use super::super::abi::Any;
 use super::super::arguments::Arguments;
-use super::super::arguments::Elements::{Bf16, F32, I32, Logits, Word};
+use super::super::arguments::Elements::{F32, Half, I32, Logits, Word};
 use super::super::launch::{
     ANY, DRAFT, LOGIT_EDIT, ROW_EDITS, ROW_SAMPLING, ROW_STATS, VERDICT, VERIFY, integer, launch,
 };
@@ -25,10 +25,10 @@ fn sample_operands(args: &mut Arguments<'_>) -> Outcome<FlexdraftSample> {
     let rows = sampling.shape[0];
     let starts = args.optional("starts", I32, &[ANY])?;
     let draft = args.optional("draft", I32, &[rows])?;
-    let hidden = args.optional_tensor("hidden", Bf16, &[rows, ANY])?;
+    let hidden = args.optional_tensor("hidden", Half, &[rows, ANY])?;
     let rank = hidden.map_or(0, |hidden| hidden.shape[1]);
     let columns = i64::try_from(vocab).unwrap_or(i64::MAX);
-    let weight = args.optional("weight", Bf16, &[columns, rank])?;
+    let weight = args.optional("weight", Half, &[columns, rank])?;
     let bias = args.optional("bias", F32, &[columns])?;
     let workspace = args.tensor("workspace", F32, &[ANY])?.buffer;
     let stats = args.tensor("stats", ROW_STATS, &[rows])?.buffer;

@@ -23,7 +23,7 @@ fn chain_of_a_draft() {
         let logits = noise.floats(rows * stride);
         let sampling: Vec<_> =
             (0..rows).map(|slot| sampling_row(FLEXDRAFT_DRAFT_DRAW, slot as u64 + 1, 0.7).0).collect();
-        let (logits, _, partials) = sample_both(&logits, vocab, &sampling, None);
+        let (logits, _, partials) = sample_both::<_, half::bf16>(&logits, vocab, &sampling, None);
         let tables = || (vec![0i32; rows * count], vec![0f32; rows * count]);
         let ((mut ids, mut chosen), (mut found_ids, mut found_chosen)) = (tables(), tables());
         kernels

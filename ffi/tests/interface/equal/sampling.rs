@@ -8,10 +8,10 @@ use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Elements, Noise, Opened, attempt, read, write};
+use crate::support::{ABSENT, Elements, Half, Noise, Opened, attempt, read, write};
 
 /// Returns the sampling of a row in both forms.
 pub fn sampling_row(purpose: u32, slot: u64, temperature: f32) -> (RowSampling, FlexdraftRowSampling) {
@@ -42,11 +42,11 @@ pub fn sampling_row(purpose: u32, slot: u64, temperature: f32) -> (RowSampling, 
 }
 
 /// Samples rows through both interfaces. Returns the logits after sampling, the statistics and the workspace.
-pub fn sample_both<L: sampling::Logit + Elements>(
+pub fn sample_both<L: sampling::Logit + Elements, T: Half>(
     logits: &[L],
     vocab: usize,
     rows: &[RowSampling],
-    calibrator: Option<(&[bf16], &[bf16], &[f32])>,
+    calibrator: Option<(&[T], &[T], &[f32])>,
 ) -> (Vec<L>, Vec<RowStats>, Vec<f32>) {
     let (opened, kernels) = (Opened::new(), simt());
     let stream = kernels.runtime().stream();
@@ -77,8 +77,8 @@ pub fn sample_both<L: sampling::Logit + Elements>(
                 draft: None,
                 calibration: calibrator.map(|(hidden, weight, bias)| sampling::Calibration {
                     rank,
-                    hidden: stream.view(hidden),
-                    weight: stream.view(weight),
+                    hidden: stream.view(hidden).into(),
+                    weight: stream.view(weight).into(),
                     bias: Some(stream.view(bias)),
                 }),
                 workspace: stream.view_mut(&mut workspace),
@@ -140,11 +140,17 @@ fn sampling_and_acceptance() {
             (noise.bf16s(drafts * rank), noise.bf16s(vocab * rank), noise.floats(vocab));
         let target = noise.floats((drafts + 1) * stride);
         let draft: Vec<f32> = target[..drafts * stride].to_vec();
-        let (target, target_stats, partials) = sample_both(&target, vocab, &target_rows, None);
+        let (target, target_stats, partials) = sample_both::<_, bf16>(&target, vocab, &target_rows, None);
         let (draft, draft_stats, _) =
             sample_both(&draft, vocab, &draft_rows, Some((&hidden, &weight, &bias)));
         let halves: Vec<bf16> = target.iter().map(|&logit| bf16::from_f32(logit)).collect();
-        sample_both(&halves, vocab, &target_rows, None);
+        sample_both::<_, bf16>(&halves, vocab, &target_rows, None);
+        // A calibrator of f16, with logits of either type.
+        let (hidden, weight) = (noise.halves::<f16>(drafts * rank), noise.halves::<f16>(vocab * rank));
+        let calibrator = Some((&hidden[..], &weight[..], &bias[..]));
+        sample_both(&target[..drafts * stride], vocab, &draft_rows, calibrator);
+        let halves: Vec<f16> = target.iter().map(|&logit| f16::from_f32(logit)).collect();
+        sample_both(&halves[..drafts * stride], vocab, &draft_rows, calibrator);
 
         let tokens: Vec<i32> = draft_stats.iter().map(|stats| stats.token).collect();
         let asked = versioned!(FlexdraftVerifySequence {

@@ -7,10 +7,10 @@ use flexdraft::kernels::sampling::RowStats;
 use flexdraft_ffi::*;
 
 use super::Argument::{At, Value};
-use super::Type::{Bf16, F32, I32, U32};
+use super::Type::{Bf16, F16, F32, I32, U32};
 use super::{
-    DRAFT, NONE, Operand, SAMPLING, STATS, Tensor, VERDICT, VERIFY, call, flag, float, int, number, same,
-    value,
+    DRAFT, NONE, Operand, SAMPLING, STATS, Tensor, Type, VERDICT, VERIFY, call, flag, float, int, number,
+    same, value,
 };
 use crate::support::{ABSENT, Noise, Opened, attempt};
 
@@ -59,14 +59,26 @@ fn samplings(rows: usize, purpose: u32) -> Operand {
 /// Samples rows of logits with a calibrator through both interfaces. Returns the operands after the call: logits,
 /// workspace and statistics are at 0, 6 and 7.
 fn sampled(opened: &Opened, noise: &mut Noise, rows: usize, vocab: usize, purpose: u32) -> Vec<Operand> {
+    sampled_of([F32, Bf16], opened, noise, rows, vocab, purpose)
+}
+
+/// Samples rows of logits of one type with a calibrator of another type.
+fn sampled_of(
+    [logits, half]: [Type; 2],
+    opened: &Opened,
+    noise: &mut Noise,
+    rows: usize,
+    vocab: usize,
+    purpose: u32,
+) -> Vec<Operand> {
     let (stride, rank) = (vocab.next_multiple_of(8), 8);
     let len = number("sample_workspace_len", &[int(rows as i64), int(vocab as i64), flag(true)]);
     let operands = [
-        Operand::noise(F32, &[rows, stride], noise),
+        Operand::noise(logits, &[rows, stride], noise),
         samplings(rows, purpose),
         Operand::of(I32, &[1], &[49i32]),
-        Operand::noise(Bf16, &[rows, rank], noise),
-        Operand::noise(Bf16, &[vocab, rank], noise),
+        Operand::noise(half, &[rows, rank], noise),
+        Operand::noise(half, &[vocab, rank], noise),
         Operand::noise(F32, &[vocab], noise),
         Operand::new(F32, &[len]),
         Operand::new(STATS, &[rows]),
@@ -121,6 +133,9 @@ fn sampling_acceptance_and_chain() {
     let (opened, mut noise) = (Opened::new(), Noise(6));
     let (drafts, vocab) = (2, 30);
     let stride = 32;
+    for types in [[F32, F16], [F16, F16]] {
+        sampled_of(types, &opened, &mut noise, drafts, vocab, FLEXDRAFT_DRAFT_DRAW);
+    }
     let target = sampled(&opened, &mut noise, drafts + 1, vocab, FLEXDRAFT_TARGET_DRAW);
     let draft = sampled(&opened, &mut noise, drafts, vocab, FLEXDRAFT_DRAFT_DRAW);
     let tokens: Vec<i32> =

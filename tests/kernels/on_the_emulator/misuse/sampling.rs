@@ -1,7 +1,9 @@
 //! Tests that sampling refuses operands that do not fit, with and without a calibrator.
 
-use flexdraft::kernels::KernelError;
-use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::kernels::sampling::{
+    Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+};
+use flexdraft::kernels::{HalfView, KernelError};
 use flexdraft::runtime::RuntimeError;
 use flexdraft::sampling::{SamplingError, SamplingParams};
 use half::bf16;
@@ -22,6 +24,8 @@ struct Rows {
     draft: Memory,
     hidden: Memory,
     weight: Memory,
+    /// Whether the hidden layer and the weight are f16.
+    f16: [bool; 2],
     bias: Memory,
     workspace: Memory,
     stats: Memory,
@@ -41,6 +45,7 @@ fn rows(rank: usize) -> Rows {
         draft: Memory::of(&[-1i32; 2]),
         hidden: Memory::zeros::<bf16>(2 * rank),
         weight: Memory::zeros::<bf16>(10 * rank),
+        f16: [false; 2],
         bias: Memory::zeros::<f32>(10),
         workspace: Memory::zeros::<f32>(workspace_len(2, 10, rank > 0).unwrap()),
         stats: Memory::zeros::<RowStats>(2),
@@ -54,6 +59,11 @@ fn plain() -> Rows {
 
 fn calibrated() -> Rows {
     rows(8)
+}
+
+/// Returns a view of elements of bf16 or f16.
+fn halves<'a>(memory: &'a Memory, host: &Host, f16: bool) -> HalfView<'a> {
+    if f16 { memory.view::<half::f16>(host).into() } else { memory.view::<bf16>(host).into() }
 }
 
 impl Launch for Rows {
@@ -72,8 +82,8 @@ impl Launch for Rows {
             draft: Some(self.draft.view(host)),
             calibration: (self.rank > 0).then(|| Calibration {
                 rank: self.rank,
-                hidden: self.hidden.view(host),
-                weight: self.weight.view(host),
+                hidden: halves(&self.hidden, host, self.f16[0]),
+                weight: halves(&self.weight, host, self.f16[1]),
                 bias: Some(self.bias.view(host)),
             }),
             workspace: self.workspace.view_mut(host),
@@ -138,10 +148,61 @@ fn the_calibrator() {
         let expected = unsupported("sample", "rank", rank, "a multiple of 8 above 0");
         refused(calibrated, |k| k.rank = rank as usize, expected);
     }
+    let wrong = |found, expected| KernelError::Type { kernel: "sample", operand: "weight", expected, found };
+    refused(calibrated, |k| k.f16 = [true, false], wrong("bf16", "f16"));
+    refused(calibrated, |k| k.f16 = [false, true], wrong("f16", "bf16"));
+    operands_are_checked(
+        || Rows { f16: [true; 2], ..calibrated() },
+        "calibrated_sample_f32_64x16_f16",
+        &[measured("hidden", 16, |k: &mut Rows| &mut k.hidden), measured("weight", 16, |k| &mut k.weight)],
+    );
     // At this rank, a tile of W2 does not fit in a CTA's shared memory.
     let (kernel, needed, allowed) = (KERNEL, 543_488, 227 << 10);
     let expected = RuntimeError::SharedMemory { kernel, needed, allowed }.into();
     refused(|| rows(4096), |_| (), expected);
+}
+
+/// Samples a row of logits of type `L` with a calibrator of f16 or bf16.
+fn calibrated_by<L: Logit>(f16: bool) -> Result<(), KernelError> {
+    let host = Host::new(None);
+    let logits = Memory::zeros::<L>(16);
+    let sampling = Memory::of(&[RowSampling::new(&SamplingParams::GREEDY, None).unwrap()]);
+    let (hidden, weight) = (Memory::zeros::<bf16>(8), Memory::zeros::<bf16>(80));
+    let mut workspace = Memory::zeros::<f32>(workspace_len(1, 10, true).unwrap());
+    let mut stats = Memory::zeros::<RowStats>(1);
+    let args = Sample::<L> {
+        vocab: 10,
+        stride: 16,
+        logits: LogitRows::Read(logits.view(&host)),
+        logit_index: None,
+        sampling: sampling.view(&host),
+        starts: None,
+        draft: None,
+        calibration: Some(Calibration {
+            rank: 8,
+            hidden: halves(&hidden, &host, f16),
+            weight: halves(&weight, &host, f16),
+            bias: None,
+        }),
+        workspace: workspace.view_mut(&host),
+        stats: stats.view_mut(&host),
+        error: None,
+    };
+    host.kernels.sample(&host.stream, args)
+}
+
+/// Logits of 16 bits have the calibrator's type.
+#[test]
+fn logits_and_calibrator_of_two_types() {
+    let wrong =
+        |found, expected| Err(KernelError::Type { kernel: "sample", operand: "hidden", expected, found });
+    for f16 in [false, true] {
+        assert_eq!(calibrated_by::<f32>(f16), Ok(()));
+    }
+    assert_eq!(calibrated_by::<bf16>(false), Ok(()));
+    assert_eq!(calibrated_by::<half::f16>(true), Ok(()));
+    assert_eq!(calibrated_by::<bf16>(true), wrong("f16", "bf16, the type of the logits"));
+    assert_eq!(calibrated_by::<half::f16>(false), wrong("bf16", "f16, the type of the logits"));
 }
 
 #[test]

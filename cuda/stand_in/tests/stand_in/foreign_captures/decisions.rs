@@ -308,8 +308,8 @@ impl<R: Runtime> Operands<R> {
             draft: None,
             calibration: Some(Calibration {
                 rank: RANK,
-                hidden: bench.view(&self.hidden),
-                weight: bench.view(&self.weight),
+                hidden: bench.view(&self.hidden).into(),
+                weight: bench.view(&self.weight).into(),
                 bias: None,
             }),
             workspace: bench.view_mut(&mut self.draft_workspace),
