@@ -165,9 +165,9 @@ mod tests {
             lines,
             [
                 "chose in pass: best, at 100.0 tokens/s",
-                "no drafts 1.50 tokens in 10.000 ms, worth 0.50; rows: 3 candidates, 0 mask, 0 apart",
-                "> in pass 3.00 tokens in 20.000 ms, worth 1.00; rows: 3 candidates, 32 mask, 0 apart",
-                "request 4: v 2, groups 0,2; requests 7 to 8: v 0, no draft; request 9: v 1, draft apart;",
+                "no drafts 1.50 tokens in 10.000 ms, worth 0.50; rows: 3 candidates, 0 mask, 0 in a drafting pass",
+                "> in pass 3.00 tokens in 20.000 ms, worth 1.00; rows: 3 candidates, 32 mask, 0 in a drafting pass",
+                "request 4: v 2, groups 0,2; requests 7 to 8: v 0, no draft; request 9: v 1, separate draft;",
             ]
         );
     }
