@@ -11,17 +11,14 @@ measures before its steps (the fastest of five sums over 1 GiB, with the same th
 Needs gguf, numpy, llama-cpp-python and target/release/flexdraft; cpu.sh installs and builds them.
 """
 
-import argparse
-import datetime
 import json
 import os
-import pathlib
 import statistics
 import subprocess
-import sys
 import time
 
 import cpu
+import rounds
 
 CONTEXT = 128
 BATCHES = [1, 4, 8, 16]
@@ -95,17 +92,10 @@ def tensor_bytes(model):
     return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors)
 
 
-def measure(models, threads, rounds):
-    runs = {(model, program): [] for model in models for program in PROGRAMS}
-    for round_ in range(rounds):
-        for model, program in runs:
-            command = [sys.executable, __file__, "--one", json.dumps([program, model, threads])]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-            runs[model, program].append(json.loads(done.stdout))
-            print(f"round {round_ + 1}: {os.path.basename(model)}, {program}", file=sys.stderr)
+def measure(models, threads, count):
+    runs = rounds.collect(__file__, PROGRAMS, models, threads, count)
     speeds = [run["bytes_per_second"] for times in runs.values() for run in times if "bytes_per_second" in run]
     speed = statistics.median(speeds)
-    commit = subprocess.run(["git", "-C", cpu.HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     steps = []
     for (model, program), found in runs.items():
         size = tensor_bytes(model)
@@ -119,42 +109,19 @@ def measure(models, threads, rounds):
             "share_of_bandwidth": {n: round(1e3 * size / speed / median, 3) for n, median in medians.items()},
         })
     return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": {
-            "processor": cpu.processor(),
-            "threads": threads,
-            "instruction_sets": cpu.instruction_sets(),
-            "read_bytes_per_second": round(speed),
-        },
-        "llama-cpp-python": cpu.metadata.version("llama-cpp-python"),
+        **rounds.origin(threads),
+        "read_bytes_per_second": round(speed),
         "context": CONTEXT,
-        "rounds": rounds,
+        "rounds": count,
         "steps_of_a_round_of_llama.cpp": STEPS,
         "steps": steps,
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=pathlib.Path)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        program, model, threads = json.loads(args.one)
-        print(json.dumps(PROGRAMS[program](model, threads)))
-        return
-    if not args.models:
-        parser.error("a model is needed")
-    report = measure([str(model.resolve()) for model in args.models], args.threads, args.rounds)
-    for line in report["steps"]:
-        print(line["model"], line["program"], line["milliseconds_by_sequences"], line["share_of_bandwidth"])
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+def lines(report):
+    for step in report["steps"]:
+        yield step["model"], step["program"], step["milliseconds_by_sequences"], step["share_of_bandwidth"]
 
 
 if __name__ == "__main__":
-    main()
+    rounds.main(__file__, __doc__, PROGRAMS, measure, lines)

@@ -8,8 +8,8 @@ With --peers, only the programs run whose names contain NAME. Needs the packages
 target/release/flexdraft; cpu.sh installs and builds them. Every peer reads the same prompt of 512 token ids in one pass, then
 decodes 128 tokens greedily, one at a time, with the same number of threads. A round runs each peer once in its own process, so
 that disturbances of the machine affect all peers alike. The result is the median over the rounds. The Python peers run twice in
-their process, and the second run counts. The report says how many first tokens of a peer are those of the first peer; with
---random, for a model of random_model.py, whose tokens say nothing, it does not.
+their process, and the second run counts. The report counts the first tokens in which a peer agrees with the first peer. With
+--random, for a model of random_model.py, the report leaves this count out, because the model's tokens say nothing.
 """
 
 import argparse

@@ -10,18 +10,14 @@ quantize.py makes files of other formats.
 Needs numpy, llama-cpp-python and target/release/flexdraft; cpu.sh installs and builds them.
 """
 
-import argparse
 import csv
-import datetime
-import json
 import os
-import pathlib
 import statistics
 import subprocess
-import sys
 import time
 
 import cpu
+import rounds
 
 CONTEXT = 128
 ROWS = [1, 2, 3, 4, 5, 8, 12, 16]
@@ -77,27 +73,13 @@ PROGRAMS = {
 }
 
 
-def measure(models, threads, rounds):
-    runs = {(model, program): [] for model in models for program in PROGRAMS}
-    for round_ in range(rounds):
-        for model, program in runs:
-            command = [sys.executable, __file__, "--one", json.dumps([program, model, threads])]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-            runs[model, program].append(json.loads(done.stdout))
-            print(f"round {round_ + 1}: {os.path.basename(model)}, {program}", file=sys.stderr)
+def measure(models, threads, count):
+    runs = rounds.collect(__file__, PROGRAMS, models, threads, count)
     medians = lambda times: {rows: round(statistics.median(run[str(rows)] for run in times), 3) for rows in ROWS}
-    commit = subprocess.run(["git", "-C", cpu.HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": {
-            "processor": cpu.processor(),
-            "threads": threads,
-            "instruction_sets": cpu.instruction_sets(),
-        },
-        "llama-cpp-python": cpu.metadata.version("llama-cpp-python"),
+        **rounds.origin(threads),
         "context": CONTEXT,
-        "rounds": rounds,
+        "rounds": count,
         "steps_of_a_round": STEPS,
         "milliseconds": [
             {"model": os.path.basename(model), "program": program, "by_rows": medians(times)}
@@ -106,26 +88,10 @@ def measure(models, threads, rounds):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=pathlib.Path)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        program, model, threads = json.loads(args.one)
-        print(json.dumps(PROGRAMS[program](model, threads)))
-        return
-    if not args.models:
-        parser.error("a model is needed")
-    report = measure([str(model.resolve()) for model in args.models], args.threads, args.rounds)
+def lines(report):
     for line in report["milliseconds"]:
-        print(line["model"], line["program"], line["by_rows"])
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        yield line["model"], line["program"], line["by_rows"]
 
 
 if __name__ == "__main__":
-    main()
+    rounds.main(__file__, __doc__, PROGRAMS, measure, lines)

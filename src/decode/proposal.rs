@@ -207,7 +207,7 @@ impl<'a> Proposal<'a> {
             let scores = warp(logits, sampling);
             match rule {
                 Rule::Match => (draw(&scores, Stream::target_draw(seed, start + slot)), None),
-                // The random numbers differ from those of the drafter's draft, which the source may have seen.
+                // The random numbers differ from the numbers of the drafter's draft, which the source may have seen.
                 Rule::Rejection | Rule::Block => {
                     let stream = Stream::new(seed, Purpose::DraftDraw, MAX_BLOCK_SIZE + slot, start);
                     (draw(&scores, stream), Some(scores))
