@@ -320,6 +320,8 @@ impl Kernels {
         let mut operands = self.operands("norm_rope_append");
         args.pass.check(&operands)?;
         let shape = args.cache.shape(args.q_heads);
+        // The cache decides the type of the other operands, so its own type is checked first.
+        let cache = args.cache.add::<T>(&mut operands, true)?;
         let qkv = args.qkv.add::<T>(&mut operands, shape)?;
         let table_rows = match args.qkv {
             RotatedProjections::Fused(qkv) => dim(qkv, 0),
@@ -331,7 +333,6 @@ impl Kernels {
             Ok((q, operands.read("k norm", k, F32, &[shape.head_dim])?))
         });
         let norms = norms.transpose()?;
-        let cache = args.cache.add::<T>(&mut operands, true)?;
         let error = self.faults(&mut operands)?;
         launch!(self, operands, |loaded, stream, memory| {
             loaded.norm_rope_append(
@@ -370,9 +371,10 @@ impl Kernels {
         args.pass.check(&operands)?;
         let (rows, q_heads) = (args.qkv.rows(), args.q_heads);
         let (shape, split) = (args.cache.shape(q_heads), args.split.unwrap_or(DEFAULT_SPLIT));
+        // The cache decides the type of the other operands, so its own type is checked first.
+        let cache = args.cache.add::<T>(&mut operands, false)?;
         let qkv = args.qkv.add::<T>(&mut operands, shape)?;
         let sinks = operands.optional("sinks", args.scores.sinks, F32, &[q_heads])?;
-        let cache = args.cache.add::<T>(&mut operands, false)?;
         let (out, attended) = operands.output("out", T::DTYPE, &[rows, shape.out_cols()])?;
         let (lse, log_sums) = operands.output("lse", DType::F32, &[rows, q_heads])?;
         // The kernel refuses a split below 64.

@@ -135,6 +135,15 @@ pub(crate) struct Operands<'a> {
     list: Vec<Operand>,
 }
 
+/// Returns the types in words: "F32, BF16 or F16".
+fn listed(dtypes: &[DType]) -> String {
+    let names: Vec<String> = dtypes.iter().map(|dtype| format!("{dtype:?}")).collect();
+    match names.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} or {last}", before.join(", ")),
+        _ => names.concat(),
+    }
+}
+
 /// Returns the size of a dimension; 0 without such a dimension.
 pub(crate) fn dim(tensor: &Tensor, index: usize) -> usize {
     tensor.dims().get(index).copied().unwrap_or(0)
@@ -310,8 +319,7 @@ impl<'a> Operands<'a> {
         self.on(operand, tensor.device())?;
         let dtypes = elements.dtypes();
         if !dtypes.contains(&tensor.dtype()) {
-            let expected: Vec<String> = dtypes.iter().map(|dtype| format!("{dtype:?}")).collect();
-            let (expected, found) = (expected.join(" or "), tensor.dtype());
+            let (expected, found) = (listed(&dtypes), tensor.dtype());
             return Err(Error::Dtype { kernel, operand, expected, found }.into());
         }
         let mut whole = shape.to_vec();

@@ -153,11 +153,15 @@ fn passes_and_caches() {
     kernels.joint_attention(&args).unwrap();
     let wrong = JointAttention { cache: KvCache { k: &k, v: &zeros(&[1, 16, 2, 64], DType::BF16) }, ..args };
     // The cache's type is the type of all rows.
-    let f16 = zeros(&[1, 16, 1, 64], DType::F16);
+    let [f16, f32] = [DType::F16, DType::F32].map(|dtype| zeros(&[1, 16, 1, 64], dtype));
     let of_caches = |k, v| text(kernels.joint_attention(&JointAttention { cache: KvCache { k, v }, ..args }));
     let cases = [
         (of_caches(&f16, &f16), "joint_attention: operand `qkv` has elements of BF16, expected F16"),
         (of_caches(&k, &f16), "joint_attention: operand `v cache` has elements of F16, expected BF16"),
+        (
+            of_caches(&f32, &f32),
+            "joint_attention: operand `k cache` has elements of F32, expected BF16 or F16",
+        ),
         (
             text(kernels.joint_attention(&wrong)),
             "joint_attention: operand `v cache` has the shape [1, 16, 2, 64], expected [1, 16, 1, 64]",
@@ -204,6 +208,9 @@ fn passes_and_caches() {
     };
     let expected = "norm_rope_append: operands `k cache` and `v cache` share memory that the kernel writes";
     assert_eq!(text(kernels.norm_rope_append(&append)), expected);
+    let append_to_f32 = NormRopeAppend { cache: KvCache { k: &f32, v: &f32 }, ..append };
+    let expected = "norm_rope_append: operand `k cache` has elements of F32, expected BF16 or F16";
+    assert_eq!(text(kernels.norm_rope_append(&append_to_f32)), expected);
 
     // Columns of the same rows are apart; columns that overlap are not.
     let columns = |first: usize| qkv.narrow(1, first, 64).unwrap();
@@ -287,7 +294,7 @@ fn sampling_and_chains() {
             text(
                 kernels.sample(&Sample { logits: SampledLogits::Read(&zeros(&[1, 56], DType::F64)), ..args }),
             ),
-            "sample: operand `logits` has elements of F64, expected F32 or BF16 or F16",
+            "sample: operand `logits` has elements of F64, expected F32, BF16 or F16",
         ),
         (
             calibrated(DType::F32, DType::F16, DType::BF16),
