@@ -3,7 +3,7 @@
 
 use std::ptr;
 
-use crate::support::{ABSENT, NO_ROWS, Opened, attempt, read, sequence, write};
+use crate::support::{ABSENT, NO_ROWS, Opened, attempt, read, sequence, versioned, write};
 use bytemuck::Zeroable;
 use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft_ffi::*;
@@ -135,28 +135,19 @@ fn projections() {
     };
     let older = std::mem::offset_of!(FlexdraftJointAttention, q) as u64;
     let mut launch_with = |struct_size, fused, q, window| {
-        let args = FlexdraftJointAttention {
-            struct_size,
+        let args = versioned!(FlexdraftJointAttention {
             pass: pass.0,
             heads: FlexdraftHeads { q_heads: 1, kv_heads: 1, head_dim: 64 },
             qkv: if fused { read(&qkv) } else { ABSENT },
             cache: cache(16 * 64, 64, 64),
             out: write(&mut out),
-            lse: ABSENT,
             workspace: write(bytemuck::cast_slice_mut::<u64, f32>(&mut workspace)),
-            error_word: ABSENT,
-            split: 0,
             with_masks: 1,
-            reserved: 0,
             q,
-            mask_q: NO_ROWS,
-            mask_k: NO_ROWS,
-            mask_v: NO_ROWS,
-            sinks: ABSENT,
             window,
-            soft_cap: 0.0,
-            unused: 0,
-        };
+            ..
+        });
+        let args = FlexdraftJointAttention { struct_size, ..args };
         // SAFETY: the kernels and the pass are open, and the operands are valid.
         attempt(|error| unsafe { flexdraft_joint_attention(opened.0, STREAM, &raw const args, error) })
     };
@@ -194,14 +185,13 @@ impl Embedding {
 
     /// Launches the embedding after a change of its operands.
     fn launch(&mut self, change: impl FnOnce(&mut FlexdraftEmbed)) -> Result<(), (i32, String)> {
-        let mut args = FlexdraftEmbed {
-            struct_size: size_of::<FlexdraftEmbed>() as u64,
+        let mut args = versioned!(FlexdraftEmbed {
             cols: 8,
             ids: read(&self.ids),
             table: read(&self.table),
             out: write(&mut self.out),
             error_word: write(&mut self.word[..1]),
-        };
+        });
         change(&mut args);
         // SAFETY: the operands are valid, except for what the launch refuses.
         attempt(|error| unsafe { flexdraft_embed(self.opened.0, STREAM, &raw const args, error) })
@@ -244,29 +234,17 @@ fn workspaces_and_calibrators() {
     let (mut logits, mut stats, mut workspace) = (vec![0f32; 8], [RowStats::zeroed()], vec![0f32; 64]);
     let sampling = [RowSampling::zeroed()];
     let mut launch = |change: &dyn Fn(&mut FlexdraftSample)| {
-        let mut args = FlexdraftSample {
-            struct_size: size_of::<FlexdraftSample>() as u64,
+        let mut args = versioned!(FlexdraftSample {
             vocab: 8,
             stride: 8,
             logits: write(&mut logits),
-            logit_index: ABSENT,
             sampling: read(&sampling),
-            starts: ABSENT,
-            draft: ABSENT,
             rank: 0,
-            hidden: ABSENT,
-            weight: ABSENT,
-            bias: ABSENT,
             workspace: write(&mut workspace),
             stats: write(&mut stats),
-            error_word: ABSENT,
             update: 0,
-            reserved: 0,
-            row_edits: ABSENT,
-            edit_offsets: ABSENT,
-            edits: ABSENT,
-            masks: ABSENT,
-        };
+            ..
+        });
         change(&mut args);
         // SAFETY: the operands are valid, except for what the launch refuses.
         attempt(|error| unsafe { flexdraft_sample(opened.0, STREAM, &raw const args, error) })
@@ -335,8 +313,7 @@ fn workspaces_and_calibrators() {
 
 #[test]
 fn parameters() {
-    let params = FlexdraftSamplingParams {
-        struct_size: size_of::<FlexdraftSamplingParams>() as u64,
+    let params = versioned!(FlexdraftSamplingParams {
         temperature: 1.0,
         top_p: 1.0,
         min_p: 0.0,
@@ -347,7 +324,7 @@ fn parameters() {
         position: 0,
         relative: 0,
         sequence: 0,
-    };
+    });
     let row = |params: FlexdraftSamplingParams| {
         let mut row = FlexdraftRowSampling { words: [0; 5] };
         // SAFETY: the pointers lead to variables.
@@ -366,8 +343,7 @@ fn parameters() {
     refused(with(&|params| params.slot = 1 << 16), FLEXDRAFT_VALUE, &["`slot` is 65536"]);
     refused(with(&|params| params.relative = 7), FLEXDRAFT_VALUE, &["`relative` is 7"]);
 
-    let sequence = FlexdraftVerifySequence {
-        struct_size: size_of::<FlexdraftVerifySequence>() as u64,
+    let sequence = versioned!(FlexdraftVerifySequence {
         seed: 0,
         position: 0,
         drafts: 3,
@@ -378,7 +354,7 @@ fn parameters() {
         groups: 0,
         rule: FLEXDRAFT_BLOCK,
         draft: FLEXDRAFT_DRAFT_CHAINED,
-    };
+    });
     let verify = |sequence: FlexdraftVerifySequence| {
         let mut verify = FlexdraftVerify { words: [0; 6] };
         // SAFETY: the pointers lead to variables.
@@ -397,8 +373,7 @@ fn parameters() {
 fn edits() {
     let (tokens, draft, bias_ids, bias) = ([1u32, 2], [3u32], [4u32, 5], [1f32, 2.0]);
     let (bad_words, lens, allowed) = ([6u32], [1u64], [!0u32]);
-    let sound = FlexdraftEditedRows {
-        struct_size: size_of::<FlexdraftEditedRows>() as u64,
+    let sound = versioned!(FlexdraftEditedRows {
         vocab: 30,
         first_row: 1,
         draft_rows: 0,
@@ -407,8 +382,6 @@ fn edits() {
         prompt_len: 1,
         draft: draft.as_ptr(),
         draft_count: 1,
-        stop_ids: ptr::null(),
-        stop_count: 0,
         min_tokens: 0,
         bias_ids: bias_ids.as_ptr(),
         bias: bias.as_ptr(),
@@ -417,18 +390,14 @@ fn edits() {
         bad_word_lens: lens.as_ptr(),
         bad_word_count: 1,
         allowed: allowed.as_ptr(),
-        allowed_by_row: ptr::null(),
         repetition_penalty: 1.5,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        reserved: 0,
-    };
+        ..
+    });
     // Two edits of bias, one penalty per id and token, and a bad word of one id in two rows.
     let (mut row_edits, mut offsets) = ([RowEdits::zeroed(); 3], [0i32; 2]);
     let (mut edits, mut masks) = ([LogitEdit::zeroed(); 7], [0u32; 1]);
     let mut push = |change: &dyn Fn(&mut FlexdraftEditedRows, &mut FlexdraftEditTables)| {
-        let mut tables = FlexdraftEditTables {
-            struct_size: size_of::<FlexdraftEditTables>() as u64,
+        let mut tables = versioned!(FlexdraftEditTables {
             row_edits: row_edits.as_mut_ptr().cast(),
             row_count: 3,
             offsets: offsets.as_mut_ptr(),
@@ -440,7 +409,7 @@ fn edits() {
             masks: masks.as_mut_ptr(),
             mask_room: 1,
             mask_count: 0,
-        };
+        });
         let mut rows = sound;
         change(&mut rows, &mut tables);
         // SAFETY: the pointers lead to variables of the stated sizes, or are null.
@@ -518,14 +487,13 @@ fn passes() {
     // A pass of one emulator is no pass of another emulator.
     let other = Opened::new();
     let (inv_freq, mut cos_sin) = ([1f32], [0f32; 12]);
-    let args = FlexdraftRopeTable {
-        struct_size: size_of::<FlexdraftRopeTable>() as u64,
+    let args = versioned!(FlexdraftRopeTable {
         pass: pass.0,
         inv_freq: read(&inv_freq),
         cos_sin: write(&mut cos_sin),
         scale: 1.0,
-        reserved: 0,
-    };
+        ..
+    });
     let launch = |opened: &Opened| {
         // SAFETY: the kernels and the pass are open, and the operands are valid.
         attempt(|error| unsafe { flexdraft_rope_table(opened.0, STREAM, &raw const args, error) })

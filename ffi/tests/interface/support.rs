@@ -56,6 +56,23 @@ pub fn compile(variable: &str, default: &str, arguments: &[&str], source: &Path)
     }
 }
 
+/// Makes a struct of the C interface with its size. With `..` at the end, the fields that are not named are zeros, as in
+/// C: absent operands, and numbers of 0.
+macro_rules! versioned {
+    ($name:ident { $($field:ident $(: $value:expr)?,)* .. }) => {
+        $name {
+            struct_size: size_of::<$name>() as u64,
+            $($field $(: $value)?,)*
+            // SAFETY: the fields are numbers, pointers, and structs of these.
+            ..unsafe { std::mem::zeroed::<$name>() }
+        }
+    };
+    ($name:ident { $($fields:tt)* }) => {
+        $name { struct_size: size_of::<$name>() as u64, $($fields)* }
+    };
+}
+pub(crate) use versioned;
+
 /// The element types of operands.
 pub trait Elements {
     const DTYPE: u32;

@@ -8,7 +8,9 @@ use flexdraft_ffi::*;
 use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Half, NO_ROWS, Noise, Opened, attempt, columns, read, sequence, write};
+use crate::support::{
+    ABSENT, Half, NO_ROWS, Noise, Opened, attempt, columns, read, sequence, versioned, write,
+};
 
 #[test]
 fn rope_append_and_attention() {
@@ -66,7 +68,7 @@ fn rope_append_and_attention_of<T: Half>() {
                 inv_freq: read(&inv_freq),
                 cos_sin: write(&mut found_cos_sin),
                 scale: 1.0,
-                reserved: 0,
+                ..
             })
         );
         assert_eq!(bits(&found_cos_sin), bits(&cos_sin));
@@ -135,12 +137,12 @@ fn rope_append_and_attention_of<T: Half>() {
                     q_norm: if norms { read(&q_norm) } else { ABSENT },
                     k_norm: if norms { read(&k_norm) } else { ABSENT },
                     cache: cache(write(&mut found_k), write(&mut found_v)),
-                    error_word: ABSENT,
                     eps: 1e-5,
                     kind: number,
                     q: part(0),
                     k: part(k_column),
                     v: part(v_column),
+                    ..
                 })
             );
         }
@@ -157,7 +159,7 @@ fn rope_append_and_attention_of<T: Half>() {
                 longest: 0,
                 split: 0,
                 with_masks: u32::from(masks),
-                reserved: 0,
+                ..
             });
             let bound = FlexdraftAttentionSize { pass: ptr::null(), longest: 43, ..asked };
             let mut len = |asked: FlexdraftAttentionSize| {
@@ -223,10 +225,8 @@ fn rope_append_and_attention_of<T: Half>() {
                     out: write(&mut found_out),
                     lse: write(&mut found_lse),
                     workspace: write(workspace),
-                    error_word: ABSENT,
                     split: 0,
                     with_masks: u32::from(masks),
-                    reserved: 0,
                     q: if separate { columns(fused, width, 0, 0) } else { NO_ROWS },
                     mask_q: of_masks(0),
                     mask_k: of_masks(k_column),
@@ -234,7 +234,7 @@ fn rope_append_and_attention_of<T: Half>() {
                     sinks: if masks { read(&sinks) } else { ABSENT },
                     window: if masks { 65 } else { 0 },
                     soft_cap: if masks { 2.0 } else { 0.0 },
-                    unused: 0,
+                    ..
                 })
             );
             assert_eq!((bits(&found_out), bits(&found_lse)), (bits(&out), bits(&lse)));

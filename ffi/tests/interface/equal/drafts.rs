@@ -10,7 +10,7 @@ use flexdraft_ffi::*;
 
 use super::sampling::{sample_both, sampling_row};
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Noise, Opened, attempt, read, sequence, write};
+use crate::support::{Noise, Opened, attempt, read, sequence, versioned, write};
 
 #[test]
 fn chain_of_a_draft() {
@@ -51,13 +51,11 @@ fn chain_of_a_draft() {
                 stride: stride as u64,
                 count: count as u64,
                 logits: read(&logits),
-                logit_index: ABSENT,
                 partials: read(&partials),
                 ids: write(&mut found_ids),
                 chosen: write(&mut found_chosen),
-                error_word: ABSENT,
                 calibrated: 0,
-                reserved: 0,
+                ..
             })
         );
         assert_eq!((&found_ids, bits(&found_chosen)), (&ids, bits(&chosen)));
@@ -96,21 +94,20 @@ fn chain_of_a_draft() {
                 after_stride: 8,
                 owners: read(&owners),
                 scores: write(&mut found_scores),
-                error_word: ABSENT,
+                ..
             })
         );
         assert_eq!(bits(&found_scores), bits(&scores));
 
-        let draft = draft_both(&FlexdraftDraftGroups {
-            struct_size: size_of::<FlexdraftDraftGroups>() as u64,
+        let draft = draft_both(&versioned!(FlexdraftDraftGroups {
             sequence: 0,
             groups: 0,
             first_slot: 0,
             slots: slots as u64,
             first_draft: 0,
             rows: FLEXDRAFT_PASS_SLOTS,
-            reserved: 0,
-        });
+            ..
+        }));
         let (mut stats, mut found_stats) = (vec![RowStats::zeroed(); rows], vec![RowStats::zeroed(); rows]);
         kernels
             .chain_walk(
@@ -135,14 +132,12 @@ fn chain_of_a_draft() {
             versioned!(FlexdraftChainWalk {
                 count: count as u64,
                 drafts: read(&[draft]),
-                logit_index: ABSENT,
                 sampling: read(&sampling),
-                starts: ABSENT,
                 ids: read(&ids),
                 scores: read(&scores),
                 chosen: write(&mut found_chosen),
                 stats: write(&mut found_stats),
-                error_word: ABSENT,
+                ..
             })
         );
         assert_eq!((bits(&found_chosen), bits(&found_stats)), (bits(&chosen), bits(&stats)));
@@ -174,16 +169,15 @@ fn selection_of_the_next_drafts() {
     let (runtime, stream) = (kernels.runtime(), kernels.runtime().stream());
     let verdict = Verdict { accepted: 2, bonus: 9, cached_length: 43, ..Verdict::zeroed() };
     for rows in [FLEXDRAFT_PASS_SLOTS, FLEXDRAFT_LOGIT_SLOTS, FLEXDRAFT_NEXT_SLOTS] {
-        let draft = draft_both(&FlexdraftDraftGroups {
-            struct_size: size_of::<FlexdraftDraftGroups>() as u64,
+        let draft = draft_both(&versioned!(FlexdraftDraftGroups {
             sequence: 0,
             groups: 0b101,
             first_slot: 5,
             slots: 3,
             first_draft: 0,
             rows,
-            reserved: 0,
-        });
+            ..
+        }));
         let outs = || ([-7i32; 1], [-7i32; 1], [-7i32; 2], [-7i32; 2]);
         let (mut expected, mut found) = (outs(), outs());
         kernels
@@ -210,7 +204,7 @@ fn selection_of_the_next_drafts() {
                 starts: write(&mut found.1),
                 sources: write(&mut found.2),
                 draft_rows: write(&mut found.3),
-                error_word: ABSENT,
+                ..
             })
         );
         assert_eq!(found, expected);
@@ -257,7 +251,7 @@ fn selection_of_the_next_drafts() {
                     pass: opened_pass.0,
                     sequences: read(&[0i32]),
                     verdicts: read(&[verdict]),
-                    error_word: ABSENT,
+                    ..
                 })
             );
         }
@@ -269,7 +263,7 @@ fn selection_of_the_next_drafts() {
                 inv_freq: read(&inv_freq),
                 cos_sin: write(found),
                 scale: 1.0,
-                reserved: 0,
+                ..
             })
         );
     }

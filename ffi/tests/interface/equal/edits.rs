@@ -13,7 +13,7 @@ use half::bf16;
 
 use super::sampling::sampling_row;
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Elements, Noise, Opened, attempt, read, write};
+use crate::support::{Elements, Noise, Opened, attempt, read, versioned, write};
 
 /// The tables of a step in the caller's memory, with more room than the step needs.
 struct Tables {
@@ -107,23 +107,16 @@ fn sample_both<L: Logit + Elements>(logits: &[L], vocab: usize, rows: &[RowSampl
                 vocab: vocab as u64,
                 stride: stride as u64,
                 logits: write(&mut found),
-                logit_index: ABSENT,
                 sampling: read(rows),
-                starts: ABSENT,
-                draft: ABSENT,
                 rank: 0,
-                hidden: ABSENT,
-                weight: ABSENT,
-                bias: ABSENT,
                 workspace: write(&mut workspace),
                 stats: write(&mut found_stats),
-                error_word: ABSENT,
                 update,
-                reserved: 0,
                 row_edits: read(&tables.rows),
                 edit_offsets: read(&tables.offsets),
                 edits: read(&tables.edits),
                 masks: read(&tables.masks),
+                ..
             })
         );
         assert_ne!(bits(&found), bits(logits));
@@ -180,11 +173,10 @@ fn edited_logits() {
             bad_word_lens: lens.as_ptr(),
             bad_word_count: 2,
             allowed: if case % 2 == 0 { allowed.as_ptr() } else { ptr::null() },
-            allowed_by_row: ptr::null(),
             repetition_penalty: 1.3,
             frequency_penalty: 0.2,
             presence_penalty: 0.1,
-            reserved: 0,
+            ..
         });
         let mut found = Tables::new(rows);
         found.push(&of_target);

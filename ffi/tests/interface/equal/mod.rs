@@ -7,7 +7,7 @@ use flexdraft::kernels::{Faults, Kernels};
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft_ffi::*;
 
-use crate::support::attempt;
+use crate::support::{attempt, versioned};
 
 const STREAM: *mut std::ffi::c_void = ptr::null_mut();
 
@@ -18,13 +18,6 @@ fn simt() -> Kernels<Simt> {
 /// Returns the bits of elements, so that NaN is equal to itself.
 fn bits<T: bytemuck::Pod>(elements: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(elements).to_vec()
-}
-
-/// Makes a struct of the C interface with its size.
-macro_rules! versioned {
-    ($name:ident { $($fields:tt)* }) => {
-        $name { struct_size: size_of::<$name>() as u64, $($fields)* }
-    };
 }
 
 /// Launches a function of the C interface on its operands.

@@ -5,7 +5,7 @@ use flexdraft_ffi::*;
 use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Half, Noise, Opened, attempt, read, write};
+use crate::support::{ABSENT, Half, Noise, Opened, attempt, read, versioned, write};
 
 #[test]
 fn rows() {
@@ -69,7 +69,7 @@ fn rows_of<T: Half>() {
                 indices: read(&ids),
                 x: read(&table),
                 out: write(&mut found),
-                error_word: ABSENT,
+                ..
             })
         );
         assert_eq!(bits(&found), bits(&expected));
@@ -102,7 +102,7 @@ fn rows_of<T: Half>() {
                     weight: read(&weight),
                     out: write(&mut found),
                     eps: 1e-6,
-                    reserved: 0,
+                    ..
                 })
             );
             assert_eq!((bits(&found), bits(&found_sum)), (bits(&expected), bits(&sum)));

@@ -11,7 +11,7 @@ use flexdraft_ffi::*;
 use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Elements, Half, Noise, Opened, attempt, read, write};
+use crate::support::{ABSENT, Elements, Half, Noise, Opened, attempt, read, versioned, write};
 
 /// Returns the sampling of a row in both forms.
 pub fn sampling_row(purpose: u32, slot: u64, temperature: f32) -> (RowSampling, FlexdraftRowSampling) {
@@ -91,23 +91,15 @@ pub fn sample_both<L: sampling::Logit + Elements, T: Half>(
         vocab: vocab as u64,
         stride: stride as u64,
         logits: write(&mut found_logits),
-        logit_index: ABSENT,
         sampling: read(rows),
-        starts: ABSENT,
-        draft: ABSENT,
         rank: rank as u64,
         hidden: calibrator.map_or(ABSENT, |(hidden, ..)| read(hidden)),
         weight: calibrator.map_or(ABSENT, |(_, weight, _)| read(weight)),
         bias: calibrator.map_or(ABSENT, |(.., bias)| read(bias)),
         workspace: write(&mut found_workspace),
         stats: write(&mut found_stats),
-        error_word: ABSENT,
         update: 1,
-        reserved: 0,
-        row_edits: ABSENT,
-        edit_offsets: ABSENT,
-        edits: ABSENT,
-        masks: ABSENT,
+        ..
     });
     launch!(opened, flexdraft_sample, args);
     assert_eq!(bits(&found_logits), bits(&expected_logits));
@@ -232,15 +224,12 @@ fn sampling_and_acceptance() {
                 draft: read(&draft),
                 draft_stats: read(&draft_stats),
                 chosen_count: 0,
-                chosen_ids: ABSENT,
-                chosen_logits: ABSENT,
                 workspace: write(workspace),
                 arrived: write(&mut [0u32]),
                 verdicts: write(&mut found_verdicts),
                 committed: write(&mut found_committed),
-                error_word: ABSENT,
                 any_block: u32::from(any_block),
-                reserved: 0,
+                ..
             })
         );
         assert_eq!((bits(&found_verdicts), found_committed), (bits(&verdicts), committed));
