@@ -13,6 +13,7 @@ mod passes;
 #[allow(dead_code)]
 #[path = "../../../tests/support/properties.rs"]
 mod properties;
+mod reference;
 mod rows;
 mod sampling;
 mod support;

@@ -10,6 +10,11 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft_candle::{Kernels, TableRow, read_table};
 use half::{bf16, f16};
 
+// The generators of the kernels' own tests use this module, which the whole workspace shares.
+#[allow(dead_code)]
+#[path = "../../../tests/support/noise.rs"]
+pub mod noise;
+
 /// Returns the kernels on candle's CPU, and the Rust wrappers on an emulator.
 pub fn both() -> (Kernels, Wrappers<Simt>) {
     (Kernels::new(&Device::Cpu).unwrap(), Wrappers::new(Simt::new(SimtOptions::default())))
@@ -19,9 +24,14 @@ pub fn tensor<T: WithDType>(values: &[T], shape: &[usize]) -> Tensor {
     Tensor::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
 }
 
+/// Returns the elements of a tensor in row-major order.
+pub fn values<T: WithDType>(tensor: &Tensor) -> Vec<T> {
+    tensor.flatten_all().unwrap().to_vec1::<T>().unwrap()
+}
+
 /// Checks that a tensor has the bits of `expected`, in row-major order.
 pub fn same<T: WithDType + Pod>(found: &Tensor, expected: &[T]) {
-    let found = found.flatten_all().unwrap().to_vec1::<T>().unwrap();
+    let found = values::<T>(found);
     assert_eq!(bytemuck::cast_slice::<T, u8>(&found), bytemuck::cast_slice::<T, u8>(expected));
 }
 
@@ -38,9 +48,18 @@ pub fn sampling_row(temperature: f32, numbers: Stream) -> RowSampling {
 }
 
 /// The types of rows and caches.
-pub trait Half: HalfFloat + WithDType + Pod {}
-impl Half for bf16 {}
-impl Half for f16 {}
+pub trait Half: HalfFloat + WithDType + Pod {
+    /// The unit roundoff: the largest relative error of rounding to the type.
+    const ROUNDOFF: f64;
+}
+
+impl Half for bf16 {
+    const ROUNDOFF: f64 = 1.0 / 256.0;
+}
+
+impl Half for f16 {
+    const ROUNDOFF: f64 = 1.0 / 2048.0;
+}
 
 /// A small generator of operands (splitmix64).
 pub struct Noise(pub u64);

@@ -10,7 +10,8 @@ use flexdraft::sampling::SamplingParams;
 
 use super::bench;
 use super::oracle::check;
-use super::sequences::{Sequence, run};
+use super::run::run;
+use super::sequences::Sequence;
 use crate::processors::processors;
 
 const NO: f32 = f32::NEG_INFINITY;

@@ -8,7 +8,8 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::bench;
-use super::sequences::{Sequence, generated, run};
+use super::run::run;
+use super::sequences::{Sequence, generated};
 use crate::processors::processors;
 use crate::support::properties::properties;
 

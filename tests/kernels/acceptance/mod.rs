@@ -6,6 +6,7 @@ mod faults;
 mod on_the_emulator;
 mod oracle;
 mod released_models;
+mod run;
 mod sequences;
 
 use bytemuck::Zeroable;
@@ -26,7 +27,8 @@ use proptest::prelude::*;
 use crate::processors::{Bench, Processor, processors, runtimes_agree};
 use crate::support::properties::properties;
 use oracle::check;
-use sequences::{Generated, Outcome, Sequence, generated, run};
+use run::{Outcome, run};
+use sequences::{Generated, Sequence, generated};
 
 fn bench(processor: Processor, checking: Checking, schedule: u64) -> Bench {
     let checking = crate::support::simt_variant::checking(checking);

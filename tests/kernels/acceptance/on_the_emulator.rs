@@ -7,7 +7,8 @@ use flexdraft::runtime::simt::Checking;
 use flexdraft::sampling::SamplingParams;
 
 use super::oracle::check;
-use super::sequences::{Sequence, run};
+use super::run::run;
+use super::sequences::Sequence;
 use crate::processors::{Bench, Processor};
 
 /// Acceptance skips chunks of the vocabulary without an id that top-k keeps; here all kept ids are in one of eight

@@ -6,7 +6,8 @@ use flexdraft::runtime::simt::Checking;
 use flexdraft::sampling::SamplingParams;
 
 use super::oracle::check;
-use super::sequences::{Generated, Sequence, run};
+use super::run::run;
+use super::sequences::{Generated, Sequence};
 use super::{bench, check_independence};
 use crate::processors::processors_of_large_cases;
 

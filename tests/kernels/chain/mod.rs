@@ -14,8 +14,8 @@ use flexdraft_reference::linear::Linear;
 use flexdraft_reference::sample::{argmax, confidence};
 
 use crate::processors::{Bench, Processor, processors, runtimes_agree};
-use crate::sampling::batch::Way;
 use crate::sampling::generators::noise;
+use crate::sampling::way::Way;
 use choose::choose;
 use score::{Factors, score};
 use walk::{Walk, walk};

@@ -12,9 +12,10 @@ use proptest::prelude::*;
 
 use super::bench;
 use crate::processors::{Bench, processors};
-use crate::sampling::batch::{Way, bits, poisoned_stats};
+use crate::sampling::batch::{bits, poisoned_stats};
 use crate::sampling::generators::{Shape, logits, noise, numbers, params, shape};
 use crate::sampling::oracle::check_row;
+use crate::sampling::way::Way;
 use crate::support::noise::Xorshift;
 use crate::support::properties::properties;
 

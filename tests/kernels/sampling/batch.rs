@@ -1,14 +1,16 @@
-//! Batches of rows for the sampling kernels, and a method that runs the kernels on them.
+//! Batches of rows for the sampling kernels, their generators, and a method that runs the kernels on them.
 
 use flexdraft::kernels::sampling::{
     Calibration, EditTables, Edits, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
-use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Checking;
-use flexdraft::sampling::SamplingParams;
 use half::{bf16, f16};
+use proptest::prelude::*;
 
+use super::generators::{logits, noise, shape, vocab, way};
+use super::oracle::check_row;
+use super::way::Way;
 use crate::halves::Half;
 use crate::processors::{Bench, Processor, processors};
 use crate::support::simt_variant::checking;
@@ -61,29 +63,6 @@ impl Stored for f16 {
     const EPSILON: f32 = 1.0 / 1024.0;
     const LARGE: f64 = 65472.0;
     type Calibrator = f16;
-}
-
-/// Sampling parameters and random numbers of one row of a test.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Way {
-    pub params: SamplingParams,
-    /// Seed, purpose, slot and position of the draw; `None` if nothing is drawn.
-    pub numbers: Option<(u64, Purpose, usize, usize)>,
-    pub draft: i32,
-}
-
-impl Way {
-    pub fn greedy() -> Self {
-        Way { params: SamplingParams::GREEDY, numbers: None, draft: -1 }
-    }
-
-    pub fn drawn(params: SamplingParams, seed: u64) -> Self {
-        Way { params, numbers: Some((seed, Purpose::TargetDraw, 0, 17)), draft: -1 }
-    }
-
-    pub fn stream(&self) -> Option<Stream> {
-        self.numbers.map(|(seed, purpose, slot, position)| Stream::new(seed, purpose, slot, position))
-    }
 }
 
 /// The calibrator of a test, and its inputs.
@@ -217,4 +196,49 @@ pub fn bench(processor: Processor) -> Bench {
 
 pub fn bits(stats: &RowStats) -> Vec<u8> {
     bytemuck::bytes_of(stats).to_vec()
+}
+
+pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl Strategy<Value = Batch<L>> {
+    batch_of::<L, bf16>(rows, correction)
+}
+
+/// Returns batches whose corrections, if there are any, have hidden rows and weights of `T`.
+pub fn batch_of<L: Stored, T: Half>(
+    rows: std::ops::Range<usize>,
+    correction: bool,
+) -> impl Strategy<Value = Batch<L, T>> {
+    let vocab = if correction { (1usize..400).boxed() } else { vocab().boxed() };
+    let rank = prop::sample::select(vec![8usize, 16, 56, 64, 72, 136]);
+    (vocab, rank, any::<u64>(), any::<bool>())
+        .prop_flat_map(move |(vocab, rank, seed, bias)| {
+            let row = (any::<u64>(), shape(), way(vocab));
+            (prop::collection::vec(row, rows.clone()), Just((vocab, rank, seed, bias)))
+        })
+        .prop_map(move |(rows, (vocab, rank, seed, bias))| Batch {
+            vocab,
+            edits: None,
+            ways: rows.iter().map(|row| row.2).collect(),
+            correction: correction.then(|| Correction {
+                rank,
+                weight: noise(seed ^ 1, vocab * rank, 0.3).into_iter().map(T::rounded).collect(),
+                bias: bias.then(|| noise(seed ^ 2, vocab, 1.0)),
+                hidden: rows
+                    .iter()
+                    .map(|row| noise(row.0 ^ 3, rank, 0.7).into_iter().map(T::rounded).collect())
+                    .collect(),
+            }),
+            rows: rows
+                .into_iter()
+                .map(|(seed, shape, _)| logits(seed, vocab, shape).into_iter().map(L::of).collect())
+                .collect(),
+        })
+}
+
+/// Compares the statistics of all rows with the reference on the logits afterwards.
+pub fn check<L: Stored>(outcome: &Outcome<L>, ways: &[Way]) {
+    for ((stats, logits), way) in outcome.stats.iter().zip(&outcome.logits).zip(ways) {
+        let logits: Vec<f32> = logits.iter().map(|l| l.value()).collect();
+        check_row(stats, &logits, way);
+        assert_eq!(outcome.error & 4 == 0, !outcome.logits.iter().flatten().any(|l| l.value().is_nan()));
+    }
 }

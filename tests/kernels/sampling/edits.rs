@@ -2,11 +2,11 @@
 
 use flexdraft::kernels::sampling::EditTables;
 use flexdraft::processors::{History, LogitProcessors};
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
-use super::batch::{Batch, Outcome, Stored, Way, bench, bits};
-use super::generators::batch;
+use super::batch::{Batch, Outcome, Stored, batch, bench, bits};
+use super::way::Way;
 use crate::processors::{Processor, processors};
 use crate::support::processors as random;
 use crate::support::properties::properties;
@@ -84,6 +84,15 @@ proptest! {
 
     #[test]
     fn edited_rows_of_bf16_are_those_that_the_host_edits(edited in edited::<bf16>()) {
+        check(&edited);
+    }
+}
+
+proptest! {
+    #![proptest_config(properties(12))]
+
+    #[test]
+    fn edited_rows_of_f16_are_those_that_the_host_edits(edited in edited::<f16>()) {
         check(&edited);
     }
 }

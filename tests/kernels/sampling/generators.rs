@@ -1,12 +1,10 @@
-//! Generators of random rows, parameters and batches for the sampling tests.
+//! Generators of random rows and parameters for the sampling tests.
 
 use flexdraft::random::Purpose;
 use flexdraft::sampling::SamplingParams;
-use half::bf16;
 use proptest::prelude::*;
 
-use super::batch::{Batch, Correction, Stored, Way};
-use crate::halves::Half;
+use super::way::Way;
 use crate::support::noise::Xorshift;
 
 const INF: f32 = f32::INFINITY;
@@ -87,40 +85,4 @@ pub fn way(vocab: usize) -> impl Strategy<Value = Way> {
 
 pub fn vocab() -> impl Strategy<Value = usize> {
     prop_oneof![4 => 1usize..300, 3 => 1000usize..1100, 3 => 1100usize..5000]
-}
-
-pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl Strategy<Value = Batch<L>> {
-    batch_of::<L, bf16>(rows, correction)
-}
-
-/// Returns batches whose corrections, if there are any, have hidden rows and weights of `T`.
-pub fn batch_of<L: Stored, T: Half>(
-    rows: std::ops::Range<usize>,
-    correction: bool,
-) -> impl Strategy<Value = Batch<L, T>> {
-    let vocab = if correction { (1usize..400).boxed() } else { vocab().boxed() };
-    let rank = prop::sample::select(vec![8usize, 16, 56, 64, 72, 136]);
-    (vocab, rank, any::<u64>(), any::<bool>())
-        .prop_flat_map(move |(vocab, rank, seed, bias)| {
-            let row = (any::<u64>(), shape(), way(vocab));
-            (prop::collection::vec(row, rows.clone()), Just((vocab, rank, seed, bias)))
-        })
-        .prop_map(move |(rows, (vocab, rank, seed, bias))| Batch {
-            vocab,
-            edits: None,
-            ways: rows.iter().map(|row| row.2).collect(),
-            correction: correction.then(|| Correction {
-                rank,
-                weight: noise(seed ^ 1, vocab * rank, 0.3).into_iter().map(T::rounded).collect(),
-                bias: bias.then(|| noise(seed ^ 2, vocab, 1.0)),
-                hidden: rows
-                    .iter()
-                    .map(|row| noise(row.0 ^ 3, rank, 0.7).into_iter().map(T::rounded).collect())
-                    .collect(),
-            }),
-            rows: rows
-                .into_iter()
-                .map(|(seed, shape, _)| logits(seed, vocab, shape).into_iter().map(L::of).collect())
-                .collect(),
-        })
 }

@@ -7,6 +7,7 @@ pub mod generators;
 mod on_the_emulator;
 pub mod oracle;
 mod released_models;
+pub mod way;
 
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::random::Stream;
@@ -21,9 +22,10 @@ use crate::halves::Half;
 use crate::processors::{Bench, processors, runtimes_agree};
 use crate::support::close::close;
 use crate::support::properties::properties;
-use batch::{Batch, Correction, Outcome, Stored, Way, bench, bits, poisoned_stats};
-use generators::{Shape, batch, batch_of, logits, noise};
-use oracle::{check, check_row, kept_ids};
+use batch::{Batch, Correction, Outcome, Stored, batch, batch_of, bench, bits, check, poisoned_stats};
+use generators::{Shape, logits, noise};
+use oracle::{check_row, kept_ids};
+use way::Way;
 
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;

@@ -7,9 +7,9 @@ use flexdraft::runtime::{Limits, Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 
-use super::batch::{Batch, Correction, Way, bench, poisoned_stats};
+use super::batch::{Batch, Correction, bench, check, poisoned_stats};
 use super::generators::{Shape, logits, noise};
-use super::oracle::check;
+use super::way::Way;
 use crate::processors::{Bench, Processor};
 
 #[test]

@@ -8,7 +8,7 @@ use flexdraft_reference::random::{Numbers, Purpose as ReferencePurpose};
 use flexdraft_reference::sample as reference_sample;
 use flexdraft_reference::warp::{self as reference, Distribution, Warping};
 
-use super::batch::{Outcome, Stored, Way};
+use super::way::Way;
 
 const INF: f32 = f32::INFINITY;
 
@@ -146,12 +146,4 @@ pub fn close(found: f32, expected: f64, tolerance: f64, what: &str) {
         error <= tolerance * expected.abs().max(1e-30) + 1e-6 * tolerance,
         "{what}: {found}, not {expected}"
     );
-}
-
-pub fn check<L: Stored>(outcome: &Outcome<L>, ways: &[Way]) {
-    for ((stats, logits), way) in outcome.stats.iter().zip(&outcome.logits).zip(ways) {
-        let logits: Vec<f32> = logits.iter().map(|l| l.value()).collect();
-        check_row(stats, &logits, way);
-        assert_eq!(outcome.error & 4 == 0, !outcome.logits.iter().flatten().any(|l| l.value().is_nan()));
-    }
 }

@@ -3,9 +3,9 @@
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 
-use super::batch::{Batch, Correction, Stored, Way, bench};
+use super::batch::{Batch, Correction, Stored, bench, check};
 use super::generators::{Shape, logits, noise};
-use super::oracle::check;
+use super::way::Way;
 use super::{check_calibrated, check_calibrated_outcome, check_independence_on, exact_corrections};
 use crate::processors::{Processor, processors_of_large_cases, the_gpu};
 
