@@ -4,8 +4,9 @@
     pip install torch ./python
     python python/tests/torch_check.py --commit COMMIT --output benches/results/python_torch.md
 
-Joint attention beside scaled_dot_product_attention with the dense mask; the law of sampling and of the rejection rule
-beside softmax; torch.library.opcheck of every operator; torch.compile of a layer. Exits with 1 if a check fails.
+Joint attention beside scaled_dot_product_attention with the dense mask; the law of sampling, of edited logits and of the
+rejection rule beside softmax, with logits of f32, bf16 and f16; a calibrator beside a matrix product in f64;
+torch.library.opcheck of every operator; torch.compile of a layer. Exits with 1 if a check fails.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = pathlib.Path(__file__).resolve().parent
-BF16 = torch.bfloat16
+BF16, F16 = torch.bfloat16, torch.float16
+NAMES = {torch.float32: "f32", BF16: "bf16", F16: "f16"}
 
 
 def sampling_table(rows, **options):
@@ -104,10 +106,12 @@ def attention(report):
 def law_of_sampling(report):
     """Draws of the kernel against softmax, and draws of torch.multinomial as a control of the test."""
     draws, vocab, stride = 20_000, 40, 40
-    row = 1.5 * torch.randn(vocab, generator=torch.Generator().manual_seed(1))
-    logits = row.repeat(draws, 1)
-    for name, options in (("temperature 0.8", dict(temperature=0.8)), ("top-k 10", dict(top_k=10)),
-                          ("top-p 0.8", dict(top_p=0.8)), ("min-p 0.1", dict(min_p=0.1))):
+    cases = (("temperature 0.8", torch.float32, dict(temperature=0.8)), ("top-k 10", torch.float32, dict(top_k=10)),
+             ("top-p 0.8", torch.float32, dict(top_p=0.8)), ("min-p 0.1", torch.float32, dict(min_p=0.1)),
+             ("temperature 0.8", F16, dict(temperature=0.8)), ("top-p 0.8", F16, dict(top_p=0.8)))
+    for name, dtype, options in cases:
+        row = (1.5 * torch.randn(vocab, generator=torch.Generator().manual_seed(1))).to(dtype)
+        logits = row.repeat(draws, 1)
         probabilities = torch.softmax(row.double() / options.get("temperature", 1.0), 0)
         order = probabilities.argsort(descending=True)
         if "top_k" in options:
@@ -124,18 +128,90 @@ def law_of_sampling(report):
         generator = torch.Generator().manual_seed(2)
         control, _ = p_value(torch.multinomial(probabilities, draws, replacement=True, generator=generator), probabilities)
         error = (fd.row_stats(stats, "probability").double() - probabilities[fd.row_stats(stats, "token").long()]).abs().max()
-        report(f"Sampling with {name}, {draws} draws against softmax: chi-square over {cells} cells has p = {found:.3f} "
-               f"(`torch.multinomial`: {control:.3f}); reported probabilities differ by at most {error:.1e}",
+        report(f"Sampling of {NAMES[dtype]} logits with {name}, {draws} draws against softmax: chi-square over {cells} cells has "
+               f"p = {found:.3f} (`torch.multinomial`: {control:.3f}); reported probabilities differ by at most {error:.1e}",
                found > 1e-3 and error < 1e-5)
     uniform, _ = p_value(fd.row_stats(stats, "token"), torch.full((vocab,), 1 / vocab))
     report(f"The same draws against another distribution are refused: p = {uniform:.1e}", uniform < 1e-6)
 
 
+def edit_tables(rows, vocab, **options):
+    """Returns the tables of edits of rows that are a sequence each, as operands of `sample`."""
+    tables = dict(row_edits=torch.zeros(rows, fd.ROW_EDITS_BYTES, dtype=torch.uint8),
+                  edit_offsets=torch.zeros(2 * rows, dtype=torch.int32),
+                  edits=torch.zeros(9 * rows, fd.LOGIT_EDIT_BYTES, dtype=torch.uint8),
+                  masks=torch.zeros(2 * rows, dtype=torch.int32))
+    used = torch.zeros(3, dtype=torch.int64)
+    for row in range(rows):
+        fd.edit_rows(**tables, used=used, vocab=vocab, first_row=row, **options)
+    return tables
+
+
+def law_of_edited_logits(report):
+    """Penalties, bias, a forbidden id and a mask: the logits afterwards, and the law of draws from them."""
+    draws, vocab = 20_000, 40
+    allowed = [id for id in range(vocab) if id % 7 != 3]
+    words = [sum(1 << id % 32 for id in allowed if id // 32 == word) for word in range(2)]
+    tokens, prompt_len, bias = [4, 9, 9, 30, 4, 12], 2, {1: 1.5, 30: -0.75}
+    options = dict(tokens=tokens, prompt_len=prompt_len, repetition_penalty=1.25, frequency_penalty=0.25,
+                   presence_penalty=0.5, logit_bias=bias, bad_words=[[20], [12, 21], [30, 22]],
+                   allowed=torch.tensor(words, dtype=torch.uint32).view(torch.int32))
+    for dtype in (torch.float32, BF16, F16):
+        row = (1.5 * torch.randn(vocab, generator=torch.Generator().manual_seed(8))).to(dtype)
+        expected = row.double()
+        for id in set(tokens):
+            expected[id] = expected[id] / 1.25 if expected[id] > 0 else expected[id] * 1.25
+            count = tokens[prompt_len:].count(id)
+            expected[id] -= 0.25 * count + 0.5 * (count > 0)
+        for id, added in bias.items():
+            expected[id] += added
+        # The bad word of one id, and the bad word whose first id is the newest token.
+        expected[[20, 21] + [id for id in range(vocab) if id not in allowed]] = -torch.inf
+        logits = row.repeat(draws, 1)
+        table = sampling_table(draws, purpose=fd.Purpose.TARGET, seed=9, temperature=0.8)
+        stats, _ = sample(logits, table, vocab, **edit_tables(draws, vocab, **options))
+        forbidden = expected == -torch.inf
+        same = torch.equal(logits, logits[:1].expand(draws, vocab)) and torch.equal(logits[0] == -torch.inf, forbidden)
+        error = (logits[0].double() - expected)[~forbidden].abs().max()
+        found, cells = p_value(fd.row_stats(stats, "token"), torch.softmax(logits[0].double() / 0.8, 0))
+        unedited, _ = p_value(fd.row_stats(stats, "token"), torch.softmax(row.double() / 0.8, 0))
+        bound = 2 * torch.finfo(dtype).eps
+        report(f"Edited {NAMES[dtype]} logits (penalties, bias, bad words, mask) differ by at most {error:.1e} from the edits in "
+               f"f64; {draws} draws against their softmax: chi-square over {cells} cells has p = {found:.3f}, and against the "
+               f"softmax without edits p = {unedited:.1e}", same and error < bound and found > 1e-3 and unedited < 1e-6)
+
+
+def calibrators(report):
+    """Logits plus the product of a calibrator's weight and hidden layer, of the types that go together."""
+    rows, vocab, rank = 70, 45, 24
+    for dtype, of_calibrator in ((torch.float32, BF16), (torch.float32, F16), (BF16, BF16), (F16, F16)):
+        random = torch.Generator().manual_seed(10)
+        logits = torch.randn(rows, 48, generator=random).to(dtype)
+        hidden, weight = (torch.randn(n, rank, generator=random).to(of_calibrator) for n in (rows, vocab))
+        bias = torch.randn(vocab, generator=random)
+        expected = logits[:, :vocab].double() + hidden.double() @ weight.double().T + bias.double()
+        stats = torch.zeros(rows, fd.ROW_STATS_BYTES, dtype=torch.uint8)
+        workspace = torch.empty(fd.sample_workspace_len(rows, vocab, calibrated=True))
+        ops.sample(logits, sampling_table(rows, temperature=0.0), stats, workspace, vocab=vocab, hidden=hidden, weight=weight,
+                   bias=bias, update=True)
+        found = logits[:, :vocab].double()
+        bound = torch.finfo(dtype).eps / 2 * 1.02 * expected.abs() + 2e-5
+        greedy = torch.equal(fd.row_stats(stats, "token").long(), found.argmax(1))
+        error = (found - expected).abs()
+        report(f"Logits of {NAMES[dtype]} with a calibrator of {NAMES[of_calibrator]} beside the sum in f64, {rows} rows: the "
+               f"largest difference is {error.max():.1e}", bool((error <= bound).all()) and greedy)
+
+
 def rejection_rule(report):
     """One draft token per sequence, drawn from q and verified against p."""
+    for dtype in (torch.float32, F16):
+        rejection_rule_of(report, dtype)
+
+
+def rejection_rule_of(report, dtype):
     batch, vocab = 10_000, 16
     generator = torch.Generator().manual_seed(4)
-    p_row, q_row = torch.randn(vocab, generator=generator), torch.randn(vocab, generator=generator)
+    p_row, q_row = (torch.randn(vocab, generator=generator).to(dtype) for _ in range(2))
     p, q = torch.softmax(p_row.double(), 0), torch.softmax(q_row.double(), 0)
     draft, target = q_row.repeat(batch, 1), p_row.repeat(2 * batch, 1)
     draft_table = sampling_table(batch, purpose=fd.Purpose.DRAFT, seed=5, slot=1)
@@ -159,8 +235,8 @@ def rejection_rule(report):
     first, cells = p_value(committed[:, 0], p)
     second, _ = p_value(committed[accepted == 1, 1], p)
     drafted, _ = p_value(tokens, p)
-    report(f"Rejection rule, {batch} sequences with one draft token: {rate:.4f} are accepted, and sum(min(p, q)) is "
-           f"{expected:.4f} ({deviation:+.2f} standard deviations)", abs(deviation) < 3.5)
+    report(f"Rejection rule, {NAMES[dtype]} logits, {batch} sequences with one draft token: {rate:.4f} are accepted, and "
+           f"sum(min(p, q)) is {expected:.4f} ({deviation:+.2f} standard deviations)", abs(deviation) < 3.5)
     report(f"The first committed token has the target's law: p = {first:.3f} over {cells} cells; so has the token after an "
            f"accepted one: p = {second:.3f}. The draft tokens have not: p = {drafted:.1e}",
            first > 1e-3 and second > 1e-3 and drafted < 1e-6)
@@ -217,6 +293,11 @@ def operators(report):
         sys.argv = given
     for operator, (args, kwargs) in recorder.calls.items():
         torch.library.opcheck(operator, tuple(args), kwargs)
+    # Edited logits of f16, which are arguments that the recorded calls do not have.
+    for operator in (torch.ops.flexdraft.sample.default, torch.ops.flexdraft.sample_partials.default):
+        stats, workspace = torch.zeros(3, fd.ROW_STATS_BYTES, dtype=torch.uint8), torch.zeros(fd.sample_workspace_len(3, 20))
+        tables = edit_tables(3, 20, tokens=[1, 2], repetition_penalty=1.5)
+        torch.library.opcheck(operator, (torch.randn(3, 24).to(F16), sampling_table(3), stats, workspace, 20), tables)
     del kept, example
     names = {name for name in ops.__all__ if name not in ("PassTables", "SequenceRows")}
     checked = {operator._schema.name.removeprefix("flexdraft::") for operator in recorder.calls}
@@ -309,7 +390,7 @@ def main():
         lines.append(f"- {text}.{'' if holds else ' **This is beyond its bound.**'}")
         failed.extend([] if holds else [text])
 
-    for check in (attention, law_of_sampling, rejection_rule, operators, compiled, order):
+    for check in (attention, law_of_sampling, law_of_edited_logits, calibrators, rejection_rule, operators, compiled, order):
         check(report)
     if options.output:
         options.output.write_text(
