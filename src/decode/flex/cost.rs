@@ -96,9 +96,9 @@ impl StepShape {
         shape
     }
 
-    /// Returns the shape of the step without its rows of prompts, but with at least one row.
+    /// Returns the shape of the step without its rows of prompts. If all rows read prompts, no candidates are left.
     pub(super) fn without_reads(&self) -> Self {
-        Self { candidates: (self.candidates - self.reads).max(1), reads: 0, ..*self }
+        Self { candidates: self.candidates - self.reads, reads: 0, ..*self }
     }
 
     /// Returns the number of units of each price in the step.

@@ -22,7 +22,7 @@ use self::calibration::ConfidenceCalibration;
 use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
 pub use self::cost::{CostModel, StepShape};
 use self::settled::Settled;
-use self::trial::{Budget, Runs};
+use self::trial::{Budget, Runs, StepSeconds};
 use self::value::Drafts;
 use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
 use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
@@ -263,7 +263,7 @@ impl Policy for Flex {
         }
         self.times.push_back((expected, step.seconds));
         self.cost.observe(&shape, step.seconds);
-        self.budget.step(step.seconds, self.last.seconds, || self.cost.seconds(&shape.without_reads()));
+        self.budget.step(self.step_seconds(&shape, step.seconds));
     }
 
     fn step_times(&self) -> Option<StepTimes> {
@@ -318,6 +318,15 @@ impl Flex {
         self.last.seconds = seconds;
         self.last.reason = Reason::Settled;
         vec![choice; count]
+    }
+
+    /// Returns the durations of a step that ran with this shape and took `measured` seconds.
+    fn step_seconds(&self, shape: &StepShape, measured: f64) -> StepSeconds {
+        let decoding = match shape.without_reads() {
+            without if without.candidates == 0 => 0.0,
+            without => self.cost.seconds(&without),
+        };
+        StepSeconds { measured, planned: self.last.seconds, expected: self.cost.seconds(shape), decoding }
     }
 
     /// Returns the properties of a sequence that the choice depends on, without the value of its next draft.
