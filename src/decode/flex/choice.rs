@@ -6,6 +6,8 @@
 //! (fractional programming: Dinkelbach 1967).
 
 use super::cost::{CostModel, StepShape};
+use super::prospect::{Prospect, VerifiableToken};
+use super::sweep::Sweep;
 use crate::decode::explanation::Alternative;
 use crate::layout::GroupSet;
 
@@ -17,49 +19,6 @@ const LEAST_CHANCE: f32 = 0.004;
 
 /// The maximum number of total verify lengths (sums over the sequences of the batch) that are compared.
 const COMPARED: usize = 192;
-
-/// The properties of a sequence that the choice depends on.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Prospect {
-    /// Number of prompt rows that the step computes; 0 if the sequence decodes.
-    pub(super) reads: usize,
-    /// Number of cached positions.
-    pub(super) cached: usize,
-    /// S: the block size.
-    pub(super) slots: usize,
-    /// The verify length, if the batch may not choose it.
-    pub(super) fixed: Option<usize>,
-    /// The chance that the first j + 1 draft tokens are all accepted, for each slot j from 0 on.
-    pub(super) survival: Vec<f32>,
-    /// The value of the next draft in tokens, if it may be made.
-    pub(super) value: Option<f64>,
-    /// Whether the drafter may make the next draft.
-    pub(super) may_draft: bool,
-    /// Whether the next draft must be made.
-    pub(super) must_draft: bool,
-    /// Whether the step draws a token.
-    pub(super) draws: bool,
-}
-
-impl Prospect {
-    fn survival_to(&self, length: usize) -> f32 {
-        if length == 0 { 1.0 } else { self.survival.get(length - 1).copied().unwrap_or(0.0) }
-    }
-
-    /// Returns the chance that exactly `length` draft tokens are accepted, if `verified` are verified.
-    fn chance_of(&self, length: usize, verified: usize) -> f32 {
-        let reached = self.survival_to(length);
-        if length >= verified { reached } else { reached - self.survival_to(length + 1) }
-    }
-
-    /// Returns the accepted lengths whose chance is at least `least`, and the chance that the accepted length is another.
-    fn groups(&self, verified: usize, least: f32) -> (GroupSet, f32) {
-        let chosen: GroupSet =
-            (0..=verified).filter(|&length| self.chance_of(length, verified) >= least).collect();
-        let hit: f32 = chosen.iter().map(|length| self.chance_of(length, verified)).sum();
-        (chosen, (1.0 - hit).clamp(0.0, 1.0))
-    }
-}
 
 /// The way in which the step drafts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,15 +78,28 @@ impl BatchPlan {
     }
 }
 
+/// The number of draft tokens that a plan verifies, and the plan's expectations.
+#[derive(Clone, Copy, Debug)]
+struct Verified {
+    /// Number of verified tokens, counted from the most likely token on.
+    count: usize,
+    /// The expected number of accepted tokens among them.
+    gained: f64,
+    seconds: f64,
+    shape: StepShape,
+}
+
 /// The plans that are compared for a step, and the numbers that they share.
 pub(super) struct Planner<'a> {
     cost: &'a CostModel,
     prospects: &'a [Prospect],
     /// The price of time in tokens per second.
     price: f64,
-    /// Draft tokens that may be verified, by descending chance: the chance, the sequence, and the verify length that
-    /// includes the token.
-    slots: Vec<(f32, usize, usize)>,
+    /// Draft tokens that may be verified, by descending chance.
+    tokens: Vec<VerifiableToken>,
+    /// The sequences that may draft: first the sequences that must draft, then the others by descending value of their
+    /// drafts.
+    drafting_order: Vec<usize>,
     /// The step that verifies only draft tokens that must be verified, and makes no drafts.
     base: StepShape,
     /// Tokens of the base step.
@@ -138,7 +110,7 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(cost: &'a CostModel, prospects: &'a [Prospect], price: f64) -> Self {
         let (mut base, mut base_tokens) = (StepShape::default(), 0.0);
-        let (mut slots, mut base_lens) = (Vec::new(), Vec::new());
+        let (mut tokens, mut base_lens) = (Vec::new(), Vec::new());
         for (index, prospect) in prospects.iter().enumerate() {
             let fixed = prospect.fixed.unwrap_or(0);
             base.sequences += 1;
@@ -152,13 +124,17 @@ impl<'a> Planner<'a> {
                     prospect.survival.iter().take(fixed).map(|&chance| f64::from(chance)).sum::<f64>();
             }
             if prospect.fixed.is_none() && prospect.reads == 0 {
-                let chances = prospect.survival.iter().enumerate();
-                let likely = chances.take_while(|&(_, &chance)| chance >= LEAST_CHANCE);
-                slots.extend(likely.map(|(slot, &chance)| (chance, index, slot + 1)));
+                let mut chance_before = 1.0;
+                let likely = prospect.survival.iter().take_while(|&&chance| chance >= LEAST_CHANCE);
+                for (length, &chance) in (1..).zip(likely) {
+                    tokens.push(VerifiableToken { chance, chance_before, sequence: index, length });
+                    chance_before = chance;
+                }
             }
         }
-        slots.sort_by(|a, b| b.0.total_cmp(&a.0));
-        Self { cost, prospects, price, slots, base, base_tokens, base_lens }
+        tokens.sort_by(|a, b| b.chance.total_cmp(&a.chance));
+        let drafting_order = drafting_order(prospects);
+        Self { cost, prospects, price, tokens, drafting_order, base, base_tokens, base_lens }
     }
 
     /// Returns the base step, which verifies only draft tokens that must be verified and makes no drafts.
@@ -176,11 +152,11 @@ impl<'a> Planner<'a> {
 
     /// Returns the best plan with a separate drafting pass, for at least `least` sequences.
     pub(super) fn apart(&self, least: usize) -> Option<BatchPlan> {
-        let order = self.drafting_order();
+        let order = &self.drafting_order;
         let must = order.iter().filter(|&&index| self.prospects[index].must_draft).count();
         let (mut rows, mut cached, mut value) = (0, 0, 0.0);
         let mut best: Option<(f64, usize)> = None;
-        for (count, &index) in (1..).zip(&order) {
+        for (count, &index) in (1..).zip(order) {
             let prospect = &self.prospects[index];
             rows += prospect.slots;
             cached += prospect.cached;
@@ -194,189 +170,201 @@ impl<'a> Planner<'a> {
         best.map(|(_, count)| self.with_drafts_apart(count))
     }
 
-    /// Returns the sequences that may draft: first the sequences that must draft, then the others by descending value
-    /// of their drafts.
-    fn drafting_order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.prospects.len())
-            .filter(|&index| self.prospects[index].draws && self.prospects[index].value.is_some())
-            .collect();
-        let key = |index: usize| {
-            let prospect = &self.prospects[index];
-            if prospect.must_draft { f64::INFINITY } else { prospect.value.unwrap_or(0.0) }
-        };
-        order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
-        order
-    }
-
     /// Returns the plan in which the first `count` sequences of the drafting order draft in a separate pass.
     fn with_drafts_apart(&self, count: usize) -> BatchPlan {
-        let order = self.drafting_order();
-        let drafting = &order[..count];
+        let drafting = &self.drafting_order[..count];
         let mut shape = self.base;
         for &index in drafting {
             shape.draft_rows += self.prospects[index].slots;
             shape.draft_cached += self.prospects[index].cached;
         }
-        let stride = self.slots.len().div_ceil(COMPARED).max(1);
-        let (mut gained, mut best) = (0.0, (f64::NEG_INFINITY, 0, 0.0));
-        for taken in 0..=self.slots.len() {
-            if taken > 0 {
-                gained += f64::from(self.slots[taken - 1].0);
-            }
-            if taken % stride == 0 || taken == self.slots.len() {
-                let with = StepShape { candidates: shape.candidates + taken, ..shape };
-                let worth = gained - self.price * self.cost.seconds(&with);
-                if worth > best.0 {
-                    best = (worth, taken, gained);
-                }
-            }
-        }
-        let (_, taken, gained) = best;
-        let mut verify_lens = self.base_lens.clone();
-        for &(_, index, length) in &self.slots[..taken] {
-            verify_lens[index] = length;
-        }
-        shape.candidates += taken;
-        let mut drafts = vec![false; self.prospects.len()];
-        drafting.iter().for_each(|&index| drafts[index] = true);
-        let value: f64 = drafting.iter().map(|&index| self.prospects[index].value.unwrap_or(0.0)).sum();
-        BatchPlan {
-            drafting: if count == 0 { DraftingWay::None } else { DraftingWay::Apart },
-            verify_lens,
-            drafts,
-            groups: vec![GroupSet::NONE; self.prospects.len()],
-            tokens: self.base_tokens + gained + value,
-            seconds: self.cost.seconds(&shape),
-            shape,
-        }
+        let sweep = Sweep::new(self.prospects, (&shape, &self.base_lens), &[], 0.0);
+        let way = if count == 0 { DraftingWay::None } else { DraftingWay::Apart };
+        self.plan(way, drafting, &self.best(sweep))
     }
 
     /// Returns the best plan that drafts in the verification pass, for all sequences whose draft is worth its rows.
     pub(super) fn in_pass(&self) -> Option<BatchPlan> {
-        let drafting: Vec<usize> = self
-            .drafting_order()
-            .into_iter()
-            .filter(|&index| {
-                self.prospects[index].must_draft || self.prospects[index].value.unwrap_or(0.0) > 0.0
-            })
-            .collect();
+        let is_worth = |&index: &usize| {
+            let prospect = &self.prospects[index];
+            prospect.must_draft || prospect.value.unwrap_or(0.0) > 0.0
+        };
+        let drafting: Vec<usize> = self.drafting_order.iter().copied().filter(is_worth).collect();
         if drafting.is_empty() {
             return None;
         }
-        let plans = LEFT_OUT.iter().map(|&least| self.with_groups(&drafting, least));
-        plans.max_by(|a, b| a.worth(self.price).total_cmp(&b.worth(self.price)))
+        let value = self.value(&drafting);
+        let worth = |verified: &Verified| self.tokens_of(verified, value) - self.price * verified.seconds;
+        let with_groups = |&least: &f32| {
+            let sweep = Sweep::new(self.prospects, (&self.base, &self.base_lens), &drafting, least);
+            (least, self.best(sweep))
+        };
+        let bests = LEFT_OUT.iter().map(with_groups);
+        let (least, verified) = bests.max_by(|(_, a), (_, b)| worth(a).total_cmp(&worth(b)))?;
+        Some(self.plan(DraftingWay::InPass(least), &drafting, &verified))
     }
 
-    /// Returns the plan in which the sequences `drafting` draft in the verification pass, with groups for all accepted
-    /// lengths of at least the chance `least`.
-    fn with_groups(&self, drafting: &[usize], least: f32) -> BatchPlan {
-        let mut drafts = vec![false; self.prospects.len()];
-        drafting.iter().for_each(|&index| drafts[index] = true);
-        let mut verify_lens = self.base_lens.clone();
-        let mut sweep = Sweep { shape: self.base, hit: 0.0, missed_rows: 0.0, missed_cached: 0.0 };
-        let mut parts: Vec<(usize, f32)> = vec![(0, 0.0); self.prospects.len()];
-        for &index in drafting {
-            let prospect = &self.prospects[index];
-            let (groups, miss) = prospect.groups(verify_lens[index], least);
-            parts[index] = (groups.iter().count(), miss);
-            sweep.add(prospect, parts[index], 1.0);
-        }
-        let stride = self.slots.len().div_ceil(COMPARED).max(1);
-        let (mut gained, mut best) = (0.0, (f64::NEG_INFINITY, 0, 0.0, 0.0, StepShape::default()));
-        for taken in 0..=self.slots.len() {
-            if taken > 0 {
-                let (chance, index, length) = self.slots[taken - 1];
-                gained += f64::from(chance);
-                sweep.shape.candidates += 1;
-                if drafts[index] {
-                    let prospect = &self.prospects[index];
-                    sweep.add(prospect, parts[index], -1.0);
-                    // Verifying one more token splits the chance of the longest accepted length in two.
-                    let (count, miss) = parts[index];
-                    let before = prospect.survival_to(length - 1);
-                    let had = before >= least;
-                    let (stays, comes) = (before - chance >= least, chance >= least);
-                    let count = count - usize::from(had) + usize::from(stays) + usize::from(comes);
-                    let left_out = |chance: f32, is_in: bool| if is_in { 0.0 } else { chance };
-                    let miss = miss - left_out(before, had)
-                        + left_out(before - chance, stays)
-                        + left_out(chance, comes);
-                    parts[index] = (count, miss.clamp(0.0, 1.0));
-                    sweep.add(prospect, parts[index], 1.0);
-                }
+    /// Returns the number of verified tokens at which `sweep` has the largest worth.
+    fn best(&self, mut sweep: Sweep<'_>) -> Verified {
+        let stride = self.tokens.len().div_ceil(COMPARED).max(1);
+        let mut gained = 0.0;
+        let mut best = Verified { count: 0, gained, seconds: 0.0, shape: self.base };
+        let mut most = f64::NEG_INFINITY;
+        for count in 0..=self.tokens.len() {
+            if count > 0 {
+                let token = &self.tokens[count - 1];
+                gained += f64::from(token.chance);
+                sweep.take(token);
             }
-            if taken % stride == 0 || taken == self.slots.len() {
+            if count % stride == 0 || count == self.tokens.len() {
                 let (seconds, shape) = sweep.seconds(self.cost);
                 let worth = gained - self.price * seconds;
-                if worth > best.0 {
-                    best = (worth, taken, gained, seconds, shape);
+                if worth > most {
+                    (most, best) = (worth, Verified { count, gained, seconds, shape });
                 }
             }
         }
-        let (_, taken, gained, seconds, shape) = best;
-        for &(_, index, length) in &self.slots[..taken] {
-            verify_lens[index] = length;
+        best
+    }
+
+    /// Returns the sum of the values of the drafts of the sequences `drafting`.
+    fn value(&self, drafting: &[usize]) -> f64 {
+        drafting.iter().map(|&index| self.prospects[index].value.unwrap_or(0.0)).sum()
+    }
+
+    /// Returns the expected number of tokens plus the value of the drafts, in tokens.
+    fn tokens_of(&self, verified: &Verified, value: f64) -> f64 {
+        self.base_tokens + verified.gained + value
+    }
+
+    /// Returns the plan that verifies the tokens `verified`, and in which the sequences `drafting` draft.
+    fn plan(&self, way: DraftingWay, drafting: &[usize], verified: &Verified) -> BatchPlan {
+        let mut verify_lens = self.base_lens.clone();
+        for token in &self.tokens[..verified.count] {
+            verify_lens[token.sequence] = token.length;
         }
-        let groups = (0..self.prospects.len()).map(|index| {
-            if drafts[index] {
-                self.prospects[index].groups(verify_lens[index], least).0
-            } else {
-                GroupSet::NONE
+        let mut drafts = vec![false; self.prospects.len()];
+        let mut groups = vec![GroupSet::NONE; self.prospects.len()];
+        for &index in drafting {
+            drafts[index] = true;
+            if let DraftingWay::InPass(least) = way {
+                groups[index] = self.prospects[index].groups(verify_lens[index], least).0;
             }
-        });
-        let value: f64 = drafting.iter().map(|&index| self.prospects[index].value.unwrap_or(0.0)).sum();
+        }
         BatchPlan {
-            drafting: DraftingWay::InPass(least),
-            groups: groups.collect(),
+            drafting: way,
             verify_lens,
             drafts,
-            tokens: self.base_tokens + gained + value,
-            seconds,
-            shape,
+            groups,
+            tokens: self.tokens_of(verified, self.value(drafting)),
+            seconds: verified.seconds,
+            shape: verified.shape,
         }
     }
 }
 
-/// The rows of a step with mask groups, and the chances that a drafting pass is needed, while verify lengths grow.
-struct Sweep {
-    shape: StepShape,
-    /// The logarithm of the chance that no sequence needs a drafting pass.
-    hit: f64,
-    /// The expected rows and cached positions of the drafting pass.
-    missed_rows: f64,
-    missed_cached: f64,
+/// Returns the sequences that may draft: first the sequences that must draft, then the others by descending value of their
+/// drafts.
+fn drafting_order(prospects: &[Prospect]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..prospects.len())
+        .filter(|&index| prospects[index].draws && prospects[index].value.is_some())
+        .collect();
+    let key = |index: usize| {
+        let prospect = &prospects[index];
+        if prospect.must_draft { f64::INFINITY } else { prospect.value.unwrap_or(0.0) }
+    };
+    order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
+    order
 }
 
-impl Sweep {
-    /// Adds the groups of a sequence, or takes them away if `sign` is −1.
-    fn add(&mut self, prospect: &Prospect, (groups, miss): (usize, f32), sign: f64) {
-        let miss = f64::from(miss);
-        self.hit += sign * (1.0 - miss).max(1e-9).ln();
-        self.missed_rows += sign * miss * prospect.slots as f64;
-        self.missed_cached += sign * miss * prospect.cached as f64;
-        let rows = groups * prospect.slots;
-        let cached = groups * prospect.cached;
-        if sign > 0.0 {
-            self.shape.mask_rows += rows;
-            self.shape.group_cached += cached;
-        } else {
-            self.shape.mask_rows -= rows;
-            self.shape.group_cached -= cached;
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{LEFT_OUT, Planner, Prospect, Sweep};
+    use crate::decode::flex::cost::{CostModel, StepShape};
+
+    const PRICE: f64 = 1.5;
+
+    prop_compose! {
+        /// A sequence with a pending draft of up to seven tokens, whose next draft may be made.
+        fn prospect()(
+            factors in prop::collection::vec(0.0f32..1.0, 0..8),
+            sharpness in 0.05f32..2.0,
+            cached in 0usize..3000,
+            value in 0.1f64..4.0,
+            fixed in prop::option::weighted(0.2, 0usize..4),
+        ) -> Prospect {
+            let mut chance = 1.0;
+            let survival: Vec<f32> =
+                factors.iter().map(|factor| { chance *= factor.powf(sharpness); chance }).collect();
+            let fixed = fixed.map(|fixed| fixed.min(survival.len()));
+            Prospect { cached, slots: 8, fixed, survival, value: Some(value), may_draft: true, draws: true, ..Prospect::default() }
         }
     }
 
-    /// Returns the expected duration in seconds, and the more likely shape.
-    fn seconds(&self, cost: &CostModel) -> (f64, StepShape) {
-        let seconds = cost.seconds(&self.shape);
-        let missed = 1.0 - self.hit.min(0.0).exp();
-        if missed < 1e-4 {
-            return (seconds, self.shape);
+    /// Returns the tokens that the step with the first `count` draft tokens is expected to gain, its duration and its shape
+    /// without a drafting pass, computed from the verify lengths of all sequences.
+    fn direct(planner: &Planner<'_>, count: usize, least: f32) -> (f64, f64, StepShape) {
+        let tokens = &planner.tokens[..count];
+        let (mut shape, mut hit, mut missed_rows, mut missed_cached) = (planner.base, 1.0, 0.0, 0.0);
+        shape.candidates += count;
+        for (index, prospect) in planner.prospects.iter().enumerate() {
+            let of_sequence = tokens.iter().filter(|token| token.sequence == index).count();
+            let (groups, miss) = prospect.groups(planner.base_lens[index] + of_sequence, least);
+            shape.mask_rows += groups.iter().count() * prospect.slots;
+            shape.group_cached += groups.iter().count() * prospect.cached;
+            hit *= 1.0 - f64::from(miss);
+            missed_rows += f64::from(miss) * prospect.slots as f64;
+            missed_cached += f64::from(miss) * prospect.cached as f64;
         }
-        // The rows of a drafting pass, if one is needed.
-        let rows = (self.missed_rows / missed).max(1.0).round() as usize;
-        let cached = (self.missed_cached / missed).round() as usize;
-        let with = StepShape { draft_rows: rows, draft_cached: cached, ..self.shape };
-        let expected = (1.0 - missed) * seconds + missed * cost.seconds(&with);
-        (expected, if missed > 0.5 { with } else { self.shape })
+        let missed = 1.0 - hit;
+        let draft_rows = (missed_rows / missed.max(1e-9)).round() as usize;
+        let draft_cached = (missed_cached / missed.max(1e-9)).round() as usize;
+        let with = StepShape { draft_rows: draft_rows.max(1), draft_cached, ..shape };
+        let seconds = hit * planner.cost.seconds(&shape) + missed * planner.cost.seconds(&with);
+        (tokens.iter().map(|token| f64::from(token.chance)).sum(), seconds, shape)
+    }
+
+    proptest! {
+        #[test]
+        fn a_sweep_has_the_rows_and_the_time_of_its_verify_lengths(
+            prospects in prop::collection::vec(prospect(), 1..8),
+            least in prop::sample::select(&LEFT_OUT[..]),
+        ) {
+            let cost = CostModel::default();
+            let planner = Planner::new(&cost, &prospects, PRICE);
+            let all: Vec<usize> = (0..prospects.len()).collect();
+            let mut sweep = Sweep::new(&prospects, (&planner.base, &planner.base_lens), &all, least);
+            for count in 0..=planner.tokens.len() {
+                if count > 0 {
+                    sweep.take(&planner.tokens[count - 1]);
+                }
+                let (seconds, shape) = sweep.seconds(&cost);
+                let (_, expected, rows) = direct(&planner, count, least);
+                prop_assert_eq!(StepShape { draft_rows: 0, draft_cached: 0, ..shape }, rows, "{} tokens", count);
+                // Chances are f32, and a drafting pass has a whole number of rows.
+                prop_assert!((seconds / expected - 1.0).abs() < 1e-3, "{count} tokens: {seconds} s, not {expected} s");
+            }
+        }
+
+        #[test]
+        fn no_verify_lengths_and_groups_beat_the_plan(prospects in prop::collection::vec(prospect(), 1..6)) {
+            let cost = CostModel::default();
+            let planner = Planner::new(&cost, &prospects, PRICE);
+            let value: f64 = prospects.iter().filter_map(|prospect| prospect.value).sum();
+            let plan = planner.in_pass().unwrap();
+            for least in LEFT_OUT {
+                for count in 0..=planner.tokens.len() {
+                    let (gained, seconds, _) = direct(&planner, count, least);
+                    let worth = planner.base_tokens + gained + value - PRICE * seconds;
+                    prop_assert!(worth < plan.worth(PRICE) + 1e-3 * PRICE * seconds, "{least}, {count} tokens: {worth}");
+                }
+            }
+            let super::DraftingWay::InPass(least) = plan.drafting else { panic!("{:?}", plan.drafting) };
+            for (index, prospect) in prospects.iter().enumerate() {
+                prop_assert_eq!(plan.groups[index], prospect.groups(plan.verify_lens[index], least).0);
+            }
+        }
     }
 }

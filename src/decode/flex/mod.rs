@@ -12,15 +12,18 @@
 mod calibration;
 mod choice;
 mod cost;
+mod prospect;
 mod settled;
+mod sweep;
 mod trial;
 mod value;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use self::calibration::ConfidenceCalibration;
-use self::choice::{BatchPlan, DraftingWay, Planner, Prospect};
+use self::choice::{BatchPlan, DraftingWay, Planner};
 pub use self::cost::{CostModel, StepShape};
+use self::prospect::Prospect;
 use self::settled::Settled;
 use self::trial::{Budget, Runs, StepSeconds};
 use self::value::Drafts;
