@@ -30,6 +30,9 @@ pub struct Sample {
     pub prefill_seconds: f64,
     /// Seconds of the steps after the prompt, divided by the number of samples in each step.
     pub decode_seconds: f64,
+    /// The median error of the durations that the policy expected of the last steps, as a fraction of the measured duration,
+    /// when the sample ended; `None` if the policy expects no durations.
+    pub median_time_error: Option<f64>,
 }
 
 impl Sample {
@@ -45,6 +48,7 @@ impl Sample {
             finish: None,
             prefill_seconds: 0.0,
             decode_seconds: 0.0,
+            median_time_error: None,
         }
     }
 
@@ -158,7 +162,7 @@ pub fn run<D: Device>(
         if observer.is_cancelled() {
             for (id, (sample, text)) in running {
                 engine.cancel(id);
-                finish(sample, text, observer)?;
+                finish(engine, sample, text, observer)?;
             }
             return Ok(());
         }
@@ -201,9 +205,14 @@ pub fn run<D: Device>(
                 continue;
             }
             sample.finish = Some(end);
-            finish(sample, text, observer)?;
+            finish(engine, sample, text, observer)?;
         }
     }
+}
+
+/// Returns a line about the durations that the mode `name` expected of its last steps, with the median error `error`.
+pub fn time_error_line(name: &str, error: f64) -> String {
+    format!("`{name}` expected the times of its last steps with a median error of {:.0}%.", error * 100.0)
 }
 
 /// Writes to stderr why the policy chose the last step, and the step's measured and expected duration. A failure to
@@ -219,8 +228,14 @@ fn explain_step<D: Device>(engine: &Engine<D>) {
 }
 
 /// Ends a sample: adds the rest of its text, which no commit reported, and hands it to the observer.
-fn finish(mut sample: Sample, text: Text, observer: &mut dyn Observer) -> Result<()> {
+fn finish<D: Device>(
+    engine: &Engine<D>,
+    mut sample: Sample,
+    text: Text,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let rest = text.finish()?;
+    sample.median_time_error = engine.stats().step_times.map(|times| times.median_error);
     sample.text.push_str(&rest);
     observer.finished(sample, &rest)
 }

@@ -12,6 +12,7 @@ use super::args::ChatArgs;
 use super::input::{self, Input};
 use super::interrupt;
 use super::stats::Stats;
+use crate::args::ModeChoice;
 use crate::card::Card;
 use crate::error::{CliError, Result};
 use crate::progress::Progress;
@@ -67,7 +68,10 @@ impl Conversation<'_> {
                     (messages, last, all) = (new(), None, Stats::default());
                     progress.note("A new conversation begins.");
                 }
-                "/stats" => self.show_stats(last.as_ref(), &all, progress),
+                "/stats" => {
+                    let time_error = engine.stats().step_times.map(|times| times.median_error);
+                    self.show_stats(last.as_ref(), &all, time_error, progress);
+                }
                 command if looks_like_a_command(command) => {
                     progress.note(&format!("{command} is not a command. {HELP}"));
                 }
@@ -154,10 +158,15 @@ impl Conversation<'_> {
         progress.note(&format!("({why})"));
     }
 
-    fn show_stats(&self, last: Option<&Stats>, all: &Stats, progress: &Progress) {
+    /// Prints statistics of the answers. `time_error` is the median error of the step durations that the policy expected, if
+    /// the policy expects durations.
+    fn show_stats(&self, last: Option<&Stats>, all: &Stats, time_error: Option<f64>, progress: &Progress) {
         let Some(last) = last else { return progress.note("There are no answers yet.") };
         progress.note(&format!("last answer: {}", last.line()));
         progress.note(&format!("{} answers: {}", all.answers(), all.line()));
+        if let Some(error) = time_error {
+            progress.note(&run::time_error_line(ModeChoice::Auto.name(), error));
+        }
     }
 }
 

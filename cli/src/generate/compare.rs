@@ -54,6 +54,12 @@ impl Measured {
         self.samples.iter().map(|sample| sample.steps.len()).sum()
     }
 
+    /// Returns the median error of the step durations that the policy expected, as of the end of the last sample; `None` if
+    /// the policy expects no durations.
+    pub fn median_time_error(&self) -> Option<f64> {
+        self.samples.last()?.median_time_error
+    }
+
     /// Returns the acceptance length τ over all samples.
     pub fn acceptance_length(&self) -> f64 {
         self.mean_over_steps(|step| step.accepted + 1)

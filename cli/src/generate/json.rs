@@ -67,6 +67,9 @@ struct Stats {
     prefill_seconds: f64,
     decode_seconds: f64,
     tokens_per_second: f64,
+    /// The median error of the step durations that the policy expected; `None` if the policy expects no durations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    median_time_error: Option<f64>,
 }
 
 impl<'a> From<&'a BlockRecord> for Block<'a> {
@@ -137,6 +140,7 @@ impl<'a, W: Write> JsonLines<'a, W> {
                 prefill_seconds: sample.prefill_seconds,
                 decode_seconds: sample.decode_seconds,
                 tokens_per_second: sample.tokens_per_second(),
+                median_time_error: sample.median_time_error,
             },
             label: self.label,
         };

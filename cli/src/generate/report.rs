@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anstyle::Style;
 
 use super::compare::Measured;
+use crate::run::time_error_line;
 
 /// Width of a line, in characters.
 const WIDTH: usize = 78;
@@ -109,6 +110,11 @@ fn write_report(
             let (length, passes) = (mode.acceptance_length(), mode.passes_a_token());
             let steps = mode.steps();
             writeln!(out, "{:<11} {speed:>8}  {steps:>6}   {length:>17.2}   {passes:>23.3}", mode.name)?;
+        }
+        let time_error = |mode: &Measured| Some((mode.name, mode.median_time_error()?));
+        for (name, error) in modes.iter().filter_map(time_error) {
+            writeln!(out)?;
+            writeln!(out, "{}", time_error_line(name, error))?;
         }
         if let Some(meaning) = meaning(facts, modes) {
             writeln!(out)?;
@@ -233,6 +239,8 @@ fn wrapped(words: &[String], max_lines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flexdraft::decode::{BlockRecord, StepMode, StepRecord};
+
     use super::*;
     use crate::run::Sample;
 
@@ -250,6 +258,31 @@ mod tests {
             assert!(text.contains("not lossless (--products any)") && !text.contains("Lossless"), "{text}");
         }
         assert!(labelled(Some("token 3 is 4, not 5".into())).contains("Here, token 3 is 4, not 5."));
+    }
+
+    #[test]
+    fn only_modes_that_expect_times_have_an_error() {
+        let facts = Facts { layers: 4, tail_layers: 2, block_size: 8, looks_up: false, weight_bytes: 0 };
+        let step = StepRecord {
+            mode: StepMode::Autoregressive,
+            position: 3,
+            verify_len: 0,
+            groups: Vec::new(),
+            candidates: vec![1],
+            accepted: 0,
+            next: BlockRecord { bonus: 1, draft: Vec::new(), confidence: Vec::new() },
+        };
+        let mode = |name, median_time_error| {
+            let steps = vec![step.clone()];
+            Measured::new(name, vec![Sample { steps, median_time_error, ..Sample::new(0, 0) }])
+        };
+        let modes = [mode("ar", None), mode("auto", Some(0.066))];
+        let text = report(&facts, "ar", &[], &modes, &Verdict::NotCompared);
+        assert!(
+            text.contains("`auto` expected the times of its last steps with a median error of 7%."),
+            "{text}"
+        );
+        assert_eq!(text.matches("expected").count(), 1, "{text}");
     }
 
     #[test]

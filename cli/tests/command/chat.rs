@@ -64,6 +64,10 @@ fn answers_see_the_history_until_it_is_reset() {
             assert!(run.stderr.contains(remark), "{remark}: {}", run.stderr);
         }
         assert!(!run.stderr.contains("> "), "{}", run.stderr);
+        // Two of the three requests for statistics follow an answer.
+        let expected =
+            run.stderr.matches("`auto` expected the times of its last steps with a median error of ");
+        assert_eq!(expected.count(), if mode == "auto" { 2 } else { 0 }, "{mode}: {}", run.stderr);
     }
 }
 

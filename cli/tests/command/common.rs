@@ -180,4 +180,7 @@ pub struct Stats {
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
     pub tokens_per_second: f64,
+    /// The median error of the expected step times, only with `--mode auto`.
+    #[serde(default)]
+    pub median_time_error: Option<f64>,
 }

@@ -57,6 +57,8 @@ fn every_mode_gives_the_official_tokens() {
             "0",
         ]);
         assert_eq!(found.output_ids, expected, "{mode}");
+        let error = found.stats.median_time_error;
+        assert_eq!(error.is_some_and(|error| error >= 0.0), mode == "auto", "{mode}: {error:?}");
         assert_eq!((found.finish_reason.as_str(), found.stats.tokens), ("length", 64));
         if mode == "parallel" || mode == "sequential" {
             let lengths: Vec<usize> = serde_json::from_value(official["acceptance_lengths"].clone()).unwrap();

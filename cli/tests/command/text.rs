@@ -20,6 +20,7 @@ fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
         run.stderr.contains("\nar ")
             && run.stderr.contains("\nparallel ")
             && run.stderr.contains("\nsequential ")
+            && run.stderr.contains("\n`auto` expected the times of its last steps with a median error of ")
     );
     assert!(
         run.stderr.ends_with("Lossless: every mode gave the same 256 tokens as `ar`.\n"),
