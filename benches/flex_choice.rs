@@ -47,7 +47,8 @@ fn policy() -> Flex {
     Flex::new(cost)
 }
 
-/// Returns the report of a step that did what the choices say and accepted half of each draft.
+/// Returns the report of a step that did what the choices say and accepted half of each draft, rounded up, so that drafts
+/// stay worth their rows and all ways of drafting are compared.
 fn report(choices: &[flexdraft::decode::Choice]) -> Vec<SequenceStep> {
     let step = |(index, choice): (usize, &flexdraft::decode::Choice)| SequenceStep {
         index,
@@ -59,7 +60,7 @@ fn report(choices: &[flexdraft::decode::Choice]) -> Vec<SequenceStep> {
         had_draft: true,
         drafted: choice.draft,
         drafted_apart: choice.draft && choice.groups.is_empty(),
-        committed: choice.verify_len / 2 + 1,
+        committed: choice.verify_len.div_ceil(2) + 1,
     };
     choices.iter().enumerate().map(step).collect()
 }
