@@ -174,7 +174,8 @@ impl<R: Runtime> Operands<R> {
         let (mut target_sampling, mut draft_sampling) = (vec![unused; TARGET_ROWS], vec![unused; DRAFT_ROWS]);
         let mut tables = EditTables::new(TARGET_ROWS);
         let mut requests = Vec::new();
-        let start = 40 + step.seed as usize;
+        // A kernel that takes the start of another sequence draws other tokens.
+        let starts: [usize; BATCH] = std::array::from_fn(|i| 40 + step.seed as usize + 10 * i);
         for (i, (_, params)) in step.sequences.iter().enumerate() {
             for j in 0..DRAFTED {
                 let (row, target) = (i * DRAFTED + j, i * CANDIDATES + j);
@@ -191,7 +192,7 @@ impl<R: Runtime> Operands<R> {
             }
             for row in 0..CANDIDATES {
                 target_index[i * CANDIDATES + row] = (i * CANDIDATES + row) as i32;
-                let numbers = Stream::target_draw(step.seed, start + row + 1);
+                let numbers = Stream::target_draw(step.seed, starts[i] + row + 1);
                 target_sampling[i * CANDIDATES + row] = RowSampling::new(params, Some(numbers)).unwrap();
             }
             let draft: Vec<u32> = tokens[i * DRAFTED..][..DRAFTED].iter().map(|&id| id as u32).collect();
@@ -209,7 +210,7 @@ impl<R: Runtime> Operands<R> {
             let request = VerifySequence {
                 rule: live.map_or(Rule::Match, |(rule, _)| *rule),
                 seed: step.seed,
-                position: start,
+                position: starts[i],
                 drafts: live.map_or(0, |_| DRAFTED),
                 first_target: i * CANDIDATES,
                 first_draft: Some(i * DRAFTED),
@@ -237,7 +238,7 @@ impl<R: Runtime> Operands<R> {
         bench.write(&drafted, &mut self.draft_logits, 0);
         bench.write(&draft_index, &mut self.draft_index, 0);
         bench.write(&draft_sampling, &mut self.draft_sampling, 0);
-        bench.write(&[start as i32; BATCH], &mut self.starts, 0);
+        bench.write(&starts.map(|start| start as i32), &mut self.starts, 0);
         bench.write(&halves(step.seed + 200, DRAFT_ROWS * RANK), &mut self.hidden, 0);
         bench.write(&[Draft::new(&chained).unwrap()], &mut self.chained, 0);
         bench.write(&noise(step.seed + 300, self.before.len()), &mut self.before, 0);
