@@ -392,11 +392,11 @@ impl Flex {
         let alone = self.cost.seconds(&base);
         let decoding = StepShape { candidates: prospects.len(), reads: 0, ..base };
         if self.rates[1].reached.seconds == 0.0 {
-            // No step has run yet, so prompts are assumed to be rare.
-            let seconds = self.cost.seconds(&decoding);
+            // No step has run yet, so prompts are assumed to be rare, and every sequence decodes when its prompt is read.
+            let (decoded, seconds) = (prospects.len() as f64, self.cost.seconds(&decoding));
             let Rates { reached, without_drafts } = &mut self.rates[1];
             for rate in [reached, without_drafts] {
-                (0..FIRST_STEPS).for_each(|_| rate.add(tokens, seconds));
+                (0..FIRST_STEPS).for_each(|_| rate.add(decoded, seconds));
             }
         }
         self.rates[1].without_drafts.add(tokens, alone);
@@ -493,5 +493,27 @@ fn empty_plan(base: &StepShape, sequences: usize) -> BatchPlan {
         tokens: 0.0,
         seconds: 0.0,
         shape: *base,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BatchView, CostModel, Flex, Policy, SequenceView, StepShape};
+
+    #[test]
+    fn time_is_not_cheap_while_the_first_prompts_are_read() {
+        let decodes = SequenceView { position: 100, draws: true, wanted: 100, ..SequenceView::default() };
+        let reads = SequenceView { reads: 64, wanted: 100, ..SequenceView::default() };
+        let mut views = vec![reads; 7];
+        views.push(decodes);
+        let mut flex = Flex::new(CostModel::default());
+        flex.choose(&BatchView { sequences: &views, groups_allowed: true });
+        let shape = StepShape { sequences: 8, candidates: 8, cached: 100, ..StepShape::default() };
+        let rate = 8.0 / CostModel::default().seconds(&shape);
+        let price = flex.explanation().unwrap().price;
+        assert!(
+            price > 0.8 * rate,
+            "the price is {price}, but eight sequences decode {rate} tokens a second"
+        );
     }
 }
