@@ -14,116 +14,14 @@ use proptest::prelude::*;
 
 use crate::properties::properties;
 use crate::sampling::sample_both;
-use crate::support::{Noise, both, same, same_table, sampling_row, tensor};
+use crate::support::{Noise, Stored, both, of_stored, same, same_table, sampling_row, tensor};
 
 proptest! {
     #![proptest_config(properties(6))]
 
     #[test]
-    fn chain_of_a_draft(seed: u64, slots in 2usize..5, count in 1usize..8, halves: bool) {
-        let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
-        let stream = wrappers.runtime().stream();
-        let (rows, vocab, stride, rank) = (slots - 1, 50, 56, 5);
-        let sampling: Vec<_> = (0..rows)
-            .map(|i| sampling_row(0.7, Stream::new(11, Purpose::DraftDraw, i + 1, 120)))
-            .collect();
-        let (logits, logits_tensor, sampled) =
-            sample_both::<_, half::bf16>(&noise.floats(rows * stride), vocab, &sampling, None);
-        let (mut ids, mut chosen) = (vec![0i32; rows * count], vec![0f32; rows * count]);
-        wrappers.chain_choose(&stream, &Choose {
-            vocab,
-            stride,
-            logits: stream.view(&logits.logits),
-            logit_index: None,
-            partials: stream.view(&logits.partials),
-            calibrated: false,
-            count,
-            ids: stream.view_mut(&mut ids),
-            chosen: stream.view_mut(&mut chosen),
-            error: None,
-        }).unwrap();
-        let found = kernels.chain_choose(&ChainChoose {
-            vocab,
-            logits: &logits_tensor,
-            logit_index: None,
-            partials: &sampled.partials,
-            calibrated: false,
-            count,
-        }).unwrap();
-        same(&found.ids, &ids);
-        same(&found.logits, &chosen);
-
-        let before = noise.floats((1 + rows * count) * 8);
-        let owners = vec![0i32; rows];
-        let mut scores = vec![0f32; rows * count * count];
-        let before_tensor = tensor(&before, &[1 + rows * count, 8]);
-        let after_tensor = if halves {
-            let after = noise.bf16s(rows * count * 8);
-            wrappers.chain_score(&stream, &Score {
-                rank,
-                count,
-                drafts: 1,
-                before: stream.view(&before),
-                before_stride: 8,
-                after: stream.view(&after),
-                after_stride: 8,
-                owners: stream.view(&owners),
-                scores: stream.view_mut(&mut scores),
-                error: None,
-            }).unwrap();
-            tensor(&after, &[rows * count, 8])
-        } else {
-            let after = noise.floats(rows * count * 8);
-            wrappers.chain_score(&stream, &Score {
-                rank,
-                count,
-                drafts: 1,
-                before: stream.view(&before),
-                before_stride: 8,
-                after: stream.view(&after),
-                after_stride: 8,
-                owners: stream.view(&owners),
-                scores: stream.view_mut(&mut scores),
-                error: None,
-            }).unwrap();
-            tensor(&after, &[rows * count, 8])
-        };
-        let scores_tensor = kernels.chain_score(&ChainScore {
-            rank,
-            count,
-            drafts: 1,
-            before: &before_tensor,
-            after: &after_tensor,
-            owners: &tensor(&owners, &[rows]),
-        }).unwrap();
-        same(&scores_tensor, &scores);
-
-        let groups = DraftGroups { sequence: 0, groups: GroupSet::NONE, first_slot: 0, slots, first_draft: 0 };
-        let drafts = [Draft::new(&groups).unwrap()];
-        let mut stats = vec![RowStats::zeroed(); rows];
-        wrappers.chain_walk(&stream, &Walk {
-            drafts: stream.view(&drafts),
-            logit_index: None,
-            sampling: stream.view(&sampling),
-            starts: None,
-            count,
-            ids: stream.view(&ids),
-            scores: stream.view(&scores),
-            chosen: stream.view_mut(&mut chosen),
-            stats: stream.view_mut(&mut stats),
-            error: None,
-        }).unwrap();
-        let walked = kernels.chain_walk(&ChainWalk {
-            drafts: &table(&drafts, kernels.device()).unwrap(),
-            logit_index: None,
-            sampling: &table(&sampling, kernels.device()).unwrap(),
-            starts: None,
-            chosen: &found,
-            scores: &scores_tensor,
-        }).unwrap();
-        same(&found.logits, &chosen);
-        same_table(&walked, &stats);
-        prop_assert!(stats.iter().all(|row| ids.contains(&row.token)));
+    fn chain_of_a_draft(seed: u64, slots in 2usize..5, count in 1usize..8, stored in 0..3) {
+        of_stored!(stored, chain_of_a_draft_of(seed, slots, count))?;
     }
 
     #[test]
@@ -188,4 +86,114 @@ proptest! {
         prop_assert_eq!(before == after, accepted == 3);
         prop_assert_eq!(kernels.take_faults().unwrap(), None);
     }
+}
+
+fn chain_of_a_draft_of<L: Stored>(seed: u64, slots: usize, count: usize) -> Result<(), TestCaseError> {
+    let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
+    let stream = wrappers.runtime().stream();
+    let (rows, vocab, stride, rank) = (slots - 1, 50, 56, 5);
+    let sampling: Vec<_> =
+        (0..rows).map(|i| sampling_row(0.7, Stream::new(11, Purpose::DraftDraw, i + 1, 120))).collect();
+    let (logits, logits_tensor, sampled) =
+        sample_both::<_, L::Calibrator>(&noise.logits::<L>(rows * stride), vocab, &sampling, None);
+    let (mut ids, mut chosen) = (vec![0i32; rows * count], vec![0f32; rows * count]);
+    wrappers
+        .chain_choose(
+            &stream,
+            &Choose {
+                vocab,
+                stride,
+                logits: stream.view(&logits.logits),
+                logit_index: None,
+                partials: stream.view(&logits.partials),
+                calibrated: false,
+                count,
+                ids: stream.view_mut(&mut ids),
+                chosen: stream.view_mut(&mut chosen),
+                error: None,
+            },
+        )
+        .unwrap();
+    let found = kernels
+        .chain_choose(&ChainChoose {
+            vocab,
+            logits: &logits_tensor,
+            logit_index: None,
+            partials: &sampled.partials,
+            calibrated: false,
+            count,
+        })
+        .unwrap();
+    same(&found.ids, &ids);
+    same(&found.logits, &chosen);
+
+    let before = noise.floats((1 + rows * count) * 8);
+    let owners = vec![0i32; rows];
+    let mut scores = vec![0f32; rows * count * count];
+    let before_tensor = tensor(&before, &[1 + rows * count, 8]);
+    let after = noise.logits::<L>(rows * count * 8);
+    wrappers
+        .chain_score(
+            &stream,
+            &Score {
+                rank,
+                count,
+                drafts: 1,
+                before: stream.view(&before),
+                before_stride: 8,
+                after: stream.view(&after),
+                after_stride: 8,
+                owners: stream.view(&owners),
+                scores: stream.view_mut(&mut scores),
+                error: None,
+            },
+        )
+        .unwrap();
+    let after_tensor = tensor(&after, &[rows * count, 8]);
+    let scores_tensor = kernels
+        .chain_score(&ChainScore {
+            rank,
+            count,
+            drafts: 1,
+            before: &before_tensor,
+            after: &after_tensor,
+            owners: &tensor(&owners, &[rows]),
+        })
+        .unwrap();
+    same(&scores_tensor, &scores);
+
+    let groups = DraftGroups { sequence: 0, groups: GroupSet::NONE, first_slot: 0, slots, first_draft: 0 };
+    let drafts = [Draft::new(&groups).unwrap()];
+    let mut stats = vec![RowStats::zeroed(); rows];
+    wrappers
+        .chain_walk(
+            &stream,
+            &Walk {
+                drafts: stream.view(&drafts),
+                logit_index: None,
+                sampling: stream.view(&sampling),
+                starts: None,
+                count,
+                ids: stream.view(&ids),
+                scores: stream.view(&scores),
+                chosen: stream.view_mut(&mut chosen),
+                stats: stream.view_mut(&mut stats),
+                error: None,
+            },
+        )
+        .unwrap();
+    let walked = kernels
+        .chain_walk(&ChainWalk {
+            drafts: &table(&drafts, kernels.device()).unwrap(),
+            logit_index: None,
+            sampling: &table(&sampling, kernels.device()).unwrap(),
+            starts: None,
+            chosen: &found,
+            scores: &scores_tensor,
+        })
+        .unwrap();
+    same(&found.logits, &chosen);
+    same_table(&walked, &stats);
+    prop_assert!(stats.iter().all(|row| ids.contains(&row.token)));
+    Ok(())
 }

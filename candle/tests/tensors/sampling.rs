@@ -17,11 +17,11 @@ use flexdraft::random::{Purpose, Stream};
 use flexdraft_candle::{
     Accept, Calibration, DraftDistributions, Sample, Sampled, SampledLogits, table, tokens,
 };
-use half::{bf16, f16};
+use half::bf16;
 use proptest::prelude::*;
 
 use crate::properties::properties;
-use crate::support::{Half, Noise, both, same, same_table, sampling_row, tensor};
+use crate::support::{Half, Noise, Stored, both, of_stored, same, same_table, sampling_row, tensor};
 
 /// A calibrator: hidden rows, weight and bias.
 pub type Calibrator<'a, T> = (&'a [T], &'a [T], &'a [f32]);
@@ -110,82 +110,10 @@ proptest! {
     #![proptest_config(properties(9))]
 
     #[test]
-    fn sampling_and_acceptance(seed: u64, drafts in 1usize..4, vocab in 20usize..71, rule in 0usize..3) {
-        let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
-        let stream = wrappers.runtime().stream();
-        let (stride, rank) = (72, 8);
-        let rule = [Rule::Match, Rule::Rejection, Rule::Block][rule];
-        let purpose = if rule == Rule::Match { Purpose::TargetDraw } else { Purpose::DraftDraw };
-        let target_rows: Vec<_> =
-            (0..=drafts).map(|i| sampling_row(0.8, Stream::target_draw(11, 121 + i))).collect();
-        let draft_rows: Vec<_> =
-            (0..drafts).map(|i| sampling_row(0.8, Stream::new(11, purpose, i + 1, 120))).collect();
-        let (hidden, weight, bias) =
-            (noise.bf16s(drafts * rank), noise.bf16s(vocab * rank), noise.floats(vocab));
-        let logits = noise.floats((drafts + 1) * stride);
-        let (target, target_tensor, target_sampled) = sample_both::<_, bf16>(&logits, vocab, &target_rows, None);
-        let (draft, draft_tensor, draft_sampled) =
-            sample_both(&logits[..drafts * stride], vocab, &draft_rows, Some((&hidden, &weight, &bias)));
-        let halves: Vec<bf16> = logits.iter().map(|&logit| bf16::from_f32(logit)).collect();
-        sample_both::<_, bf16>(&halves, vocab, &target_rows, None);
-        // A calibrator of f16, with logits of either type.
-        let (hidden, weight): (Vec<f16>, Vec<f16>) = (noise.halves(drafts * rank), noise.halves(vocab * rank));
-        let calibrator = Some((&hidden[..], &weight[..], &bias[..]));
-        sample_both(&logits[..drafts * stride], vocab, &draft_rows, calibrator);
-        let halves: Vec<f16> = logits.iter().map(|&logit| f16::from_f32(logit)).collect();
-        sample_both(&halves[..drafts * stride], vocab, &draft_rows, calibrator);
-
-        let verify = Verify::new(&VerifySequence {
-            rule,
-            seed: 11,
-            position: 120,
-            drafts,
-            first_target: 0,
-            first_draft: (rule != Rule::Match).then_some(0),
-            first_token: 0,
-            groups: GroupSet::from_bits(0b11),
-        }).unwrap();
-        let draft_tokens: Vec<i32> = draft.stats.iter().map(|stats| stats.token).collect();
-        let mut workspace = vec![0u64; accept_workspace_len(1, vocab).unwrap()];
-        let (mut verdicts, mut committed) = ([Verdict::zeroed()], [5i32; MAX_COMMITTED]);
-        wrappers.accept(&stream, &Launch {
-            vocab,
-            stride,
-            sequences: stream.view(&[verify]),
-            any_block: rule == Rule::Block,
-            tokens: stream.view(&draft_tokens),
-            target: SampledRows { logits: stream.view(&target.logits), stats: stream.view(&target.stats) },
-            target_partials: Some(stream.view(&target.partials)),
-            draft: Some(LaunchedDrafts {
-                logits: Some(stream.view(&draft.logits)),
-                chosen: None,
-                stats: stream.view(&draft.stats),
-            }),
-            workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
-            arrived: stream.view_mut(&mut [0]),
-            verdicts: stream.view_mut(&mut verdicts),
-            committed: stream.view_mut(&mut committed),
-            error: None,
-        }).unwrap();
-        for partials in [None, Some(&target_sampled.partials)] {
-            let accepted = kernels.accept(&Accept {
-                vocab,
-                sequences: &table(&[verify], kernels.device()).unwrap(),
-                any_block: rule == Rule::Block,
-                tokens: &tokens(&draft_sampled.stats).unwrap(),
-                target: &target_tensor,
-                target_stats: &target_sampled.stats,
-                target_partials: partials,
-                draft: Some(DraftDistributions {
-                    logits: Some(&draft_tensor),
-                    chosen: None,
-                    stats: &draft_sampled.stats,
-                }),
-            }).unwrap();
-            same_table(&accepted.verdicts, &verdicts);
-            same(&accepted.committed, &committed);
-        }
-        prop_assert!((0..=drafts as i32).contains(&verdicts[0].accepted));
+    fn sampling_and_acceptance(
+        seed: u64, drafts in 1usize..4, vocab in 20usize..71, rule in 0usize..3, stored in 0..3,
+    ) {
+        of_stored!(stored, sampling_and_acceptance_of(seed, drafts, vocab, rule))?;
     }
 
     #[test]
@@ -282,4 +210,96 @@ proptest! {
         prop_assert_eq!(stats[1], RowStats::zeroed());
         same_table(&sampled.stats, &stats);
     }
+}
+
+fn sampling_and_acceptance_of<L: Stored>(
+    seed: u64,
+    drafts: usize,
+    vocab: usize,
+    rule: usize,
+) -> Result<(), TestCaseError> {
+    let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
+    let stream = wrappers.runtime().stream();
+    let (stride, rank) = (72, 8);
+    let rule = [Rule::Match, Rule::Rejection, Rule::Block][rule];
+    let purpose = if rule == Rule::Match { Purpose::TargetDraw } else { Purpose::DraftDraw };
+    let target_rows: Vec<_> =
+        (0..=drafts).map(|i| sampling_row(0.8, Stream::target_draw(11, 121 + i))).collect();
+    let draft_rows: Vec<_> =
+        (0..drafts).map(|i| sampling_row(0.8, Stream::new(11, purpose, i + 1, 120))).collect();
+    let (hidden, weight, bias): (Vec<L::Calibrator>, Vec<L::Calibrator>, _) =
+        (noise.halves(drafts * rank), noise.halves(vocab * rank), noise.floats(vocab));
+    let logits = noise.logits::<L>((drafts + 1) * stride);
+    let (target, target_tensor, target_sampled) =
+        sample_both::<_, L::Calibrator>(&logits, vocab, &target_rows, None);
+    let (draft, draft_tensor, draft_sampled) =
+        sample_both(&logits[..drafts * stride], vocab, &draft_rows, Some((&hidden, &weight, &bias)));
+    // Logits of f32 with a calibrator of the other type.
+    let (hidden, weight): (Vec<bf16>, Vec<bf16>) = (noise.halves(drafts * rank), noise.halves(vocab * rank));
+    let floats = noise.floats(drafts * stride);
+    sample_both(&floats, vocab, &draft_rows, Some((&hidden[..], &weight[..], &bias[..])));
+
+    let verify = Verify::new(&VerifySequence {
+        rule,
+        seed: 11,
+        position: 120,
+        drafts,
+        first_target: 0,
+        first_draft: (rule != Rule::Match).then_some(0),
+        first_token: 0,
+        groups: GroupSet::from_bits(0b11),
+    })
+    .unwrap();
+    let draft_tokens: Vec<i32> = draft.stats.iter().map(|stats| stats.token).collect();
+    let mut workspace = vec![0u64; accept_workspace_len(1, vocab).unwrap()];
+    let (mut verdicts, mut committed) = ([Verdict::zeroed()], [5i32; MAX_COMMITTED]);
+    wrappers
+        .accept(
+            &stream,
+            &Launch {
+                vocab,
+                stride,
+                sequences: stream.view(&[verify]),
+                any_block: rule == Rule::Block,
+                tokens: stream.view(&draft_tokens),
+                target: SampledRows {
+                    logits: stream.view(&target.logits),
+                    stats: stream.view(&target.stats),
+                },
+                target_partials: Some(stream.view(&target.partials)),
+                draft: Some(LaunchedDrafts {
+                    logits: Some(stream.view(&draft.logits)),
+                    chosen: None,
+                    stats: stream.view(&draft.stats),
+                }),
+                workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+                arrived: stream.view_mut(&mut [0]),
+                verdicts: stream.view_mut(&mut verdicts),
+                committed: stream.view_mut(&mut committed),
+                error: None,
+            },
+        )
+        .unwrap();
+    for partials in [None, Some(&target_sampled.partials)] {
+        let accepted = kernels
+            .accept(&Accept {
+                vocab,
+                sequences: &table(&[verify], kernels.device()).unwrap(),
+                any_block: rule == Rule::Block,
+                tokens: &tokens(&draft_sampled.stats).unwrap(),
+                target: &target_tensor,
+                target_stats: &target_sampled.stats,
+                target_partials: partials,
+                draft: Some(DraftDistributions {
+                    logits: Some(&draft_tensor),
+                    chosen: None,
+                    stats: &draft_sampled.stats,
+                }),
+            })
+            .unwrap();
+        same_table(&accepted.verdicts, &verdicts);
+        same(&accepted.committed, &committed);
+    }
+    prop_assert!((0..=drafts as i32).contains(&verdicts[0].accepted));
+    Ok(())
 }

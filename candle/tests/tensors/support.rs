@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use candle_core::{Device, Tensor, WithDType};
-use flexdraft::kernels::sampling::RowSampling;
+use flexdraft::kernels::sampling::{Logit, RowSampling};
 use flexdraft::kernels::{HalfFloat, Kernels as Wrappers};
 use flexdraft::random::Stream;
 use flexdraft::runtime::{Simt, SimtOptions};
@@ -61,6 +61,45 @@ impl Half for f16 {
     const ROUNDOFF: f64 = 1.0 / 2048.0;
 }
 
+/// A type that stores logits, with the type of its calibrators.
+pub trait Stored: Logit + WithDType + Pod {
+    /// The distance of neighbouring numbers of magnitude 1.
+    const EPSILON: f64;
+    /// A magnitude from which sums may overflow.
+    const LARGE: f64;
+    type Calibrator: Half;
+}
+
+impl Stored for f32 {
+    const EPSILON: f64 = f32::EPSILON as f64;
+    const LARGE: f64 = 3.38e38;
+    type Calibrator = f16;
+}
+
+impl Stored for bf16 {
+    const EPSILON: f64 = 1.0 / 128.0;
+    const LARGE: f64 = 3.38e38;
+    type Calibrator = bf16;
+}
+
+impl Stored for f16 {
+    const EPSILON: f64 = 1.0 / 1024.0;
+    const LARGE: f64 = 65472.0;
+    type Calibrator = f16;
+}
+
+/// Calls a generic function with the number of a type that stores logits: 0 for f32, 1 for bf16, 2 for f16.
+macro_rules! of_stored {
+    ($stored:expr, $function:ident ( $($argument:expr),* $(,)? )) => {
+        match $stored {
+            0 => $function::<f32>($($argument),*),
+            1 => $function::<half::bf16>($($argument),*),
+            _ => $function::<half::f16>($($argument),*),
+        }
+    };
+}
+pub(crate) use of_stored;
+
 /// A small generator of operands (splitmix64).
 pub struct Noise(pub u64);
 
@@ -87,8 +126,8 @@ impl Noise {
         self.floats(len).into_iter().map(|x| T::from_f64(x.into())).collect()
     }
 
-    pub fn bf16s(&mut self, len: usize) -> Vec<bf16> {
-        self.halves(len)
+    pub fn logits<L: Stored>(&mut self, len: usize) -> Vec<L> {
+        self.floats(len).into_iter().map(|x| L::from_f64(x.into())).collect()
     }
 
     /// Returns indices from −1 to `end`; −1 and `end` are out of range.

@@ -16,9 +16,9 @@ use flexdraft_reference::chain::likeliest;
 use proptest::prelude::*;
 
 use super::sampling::way::Way;
-use super::sampling::{Stored, of_stored, sampling, stored};
+use super::sampling::{sampling, stored};
 use crate::properties::properties;
-use crate::support::{both, tensor, values};
+use crate::support::{Stored, both, of_stored, tensor, values};
 use sequences::{Sequence, generated, ids_above};
 
 proptest! {

@@ -10,9 +10,9 @@ use proptest::prelude::*;
 use super::sampling::generators::{Shape, logits, noise, numbers, params, shape};
 use super::sampling::oracle::check_row;
 use super::sampling::way::Way;
-use super::sampling::{Stored, loaded, of_stored, sampling, stored};
+use super::sampling::{loaded, sampling, stored};
 use crate::properties::properties;
-use crate::support::{both, tensor, values};
+use crate::support::{Stored, both, of_stored, tensor, values};
 
 /// The rows of one draft.
 type Rows = Vec<(u64, Shape, Way)>;

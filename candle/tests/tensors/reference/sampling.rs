@@ -12,61 +12,20 @@ mod random;
 #[path = "../../../../tests/kernels/sampling/way.rs"]
 pub mod way;
 
-use bytemuck::Pod;
 use candle_core::{Tensor, WithDType};
 use flexdraft::kernels::Fault;
-use flexdraft::kernels::sampling::{EditTables, Logit, RowSampling, RowStats};
+use flexdraft::kernels::sampling::{EditTables, RowSampling, RowStats};
 use flexdraft::processors::{History, LogitProcessors};
 use flexdraft_candle::{Calibration, Sample, Sampled, SampledLogits, read_table, table};
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::process::{History as Past, Processors, process};
-use half::{bf16, f16};
 use proptest::prelude::*;
 
 use crate::properties::properties;
-use crate::support::{Half, Noise, both, same, tensor, values};
+use crate::support::{Noise, Stored, both, of_stored, same, tensor, values};
 use generators::{Shape, logits, shape, way};
 use oracle::check_row;
 use way::Way;
-
-/// A type that stores logits, with the type of its calibrators.
-pub trait Stored: Logit + WithDType + Pod {
-    /// The distance of neighbouring numbers of magnitude 1.
-    const EPSILON: f64;
-    /// A magnitude from which sums may overflow.
-    const LARGE: f64;
-    type Calibrator: Half;
-}
-
-impl Stored for f32 {
-    const EPSILON: f64 = f32::EPSILON as f64;
-    const LARGE: f64 = 3.38e38;
-    type Calibrator = f16;
-}
-
-impl Stored for bf16 {
-    const EPSILON: f64 = 1.0 / 128.0;
-    const LARGE: f64 = 3.38e38;
-    type Calibrator = bf16;
-}
-
-impl Stored for f16 {
-    const EPSILON: f64 = 1.0 / 1024.0;
-    const LARGE: f64 = 65472.0;
-    type Calibrator = f16;
-}
-
-/// Calls a generic function with the number of a type that stores logits: 0 for f32, 1 for bf16, 2 for f16.
-macro_rules! of_stored {
-    ($stored:expr, $function:ident ( $($argument:expr),* $(,)? )) => {
-        match $stored {
-            0 => $function::<f32>($($argument),*),
-            1 => $function::<half::bf16>($($argument),*),
-            _ => $function::<half::f16>($($argument),*),
-        }
-    };
-}
-pub(super) use of_stored;
 
 /// Returns rows of logits as a tensor whose columns beyond the vocabulary are NaN.
 pub fn stored<L: Stored>(rows: &[Vec<f32>]) -> Tensor {
