@@ -141,8 +141,12 @@ fn drafts_of_15_and_63_tokens() {
             }
         }
     }
-    for processor in processors() {
-        let outcome = run::<bf16>(&bench(processor, Checking::Off, 1), 70, &sequences);
+    for (processor, is_f16) in processors().flat_map(|processor| [(processor, false), (processor, true)]) {
+        let bench = bench(processor, Checking::Off, 1);
+        let outcome = match is_f16 {
+            false => run::<bf16>(&bench, 70, &sequences),
+            true => run::<f16>(&bench, 70, &sequences),
+        };
         let (mut compared, mut deepest) = (0, 0);
         for (i, sequence) in sequences.iter().enumerate() {
             let verdict = &outcome.verdicts[i];

@@ -123,10 +123,15 @@ proptest! {
     }
 }
 
-/// A calibrator of f16 keeps 11 bits of its numbers: the correction of each id is a number that bf16 does not have, times a
-/// power of two, so that the sum is exact.
+/// Logits and calibrators of f16 keep 11 bits of their numbers: each logit and its correction are the same number, which
+/// bf16 does not have, so that the sum is exact.
 #[test]
 fn a_calibrator_of_f16_does_not_go_through_bf16() {
+    check_exact_corrections::<f32>();
+    check_exact_corrections::<f16>();
+}
+
+fn check_exact_corrections<L: Stored>() {
     let (vocab, rank) = (130, 72);
     let value = |id: usize| 1.0 + (id + 1) as f32 / 1024.0;
     let one_of = |at: usize, x: f32| -> Vec<f16> {
@@ -134,7 +139,11 @@ fn a_calibrator_of_f16_does_not_go_through_bf16() {
     };
     // More than 64 rows take the large tiles.
     for rows in [3, 70] {
-        let mut batch = Batch::<f32, f16>::plain(vec![vec![0.0; vocab]; rows], vec![Way::greedy(); rows]);
+        let logits = |row: usize, scale: f32| -> Vec<f32> {
+            (0..vocab).map(|id| scale * value(id) * 2f32.powi(row as i32 % 5)).collect()
+        };
+        let plain = (0..rows).map(|row| logits(row, 1.0)).collect();
+        let mut batch = Batch::<L, f16>::plain(plain, vec![Way::greedy(); rows]);
         batch.correction = Some(Correction {
             rank,
             weight: (0..vocab).flat_map(|id| one_of(rank - 1, value(id))).collect(),
@@ -142,9 +151,9 @@ fn a_calibrator_of_f16_does_not_go_through_bf16() {
             hidden: (0..rows).map(|row| one_of(rank - 1, 2f32.powi(row as i32 % 5))).collect(),
         });
         for outcome in batch.on_every_processor(true) {
-            for (row, logits) in outcome.logits.iter().enumerate() {
-                let expected: Vec<f32> = (0..vocab).map(|id| value(id) * 2f32.powi(row as i32 % 5)).collect();
-                assert_eq!(logits, &expected);
+            for (row, found) in outcome.logits.iter().enumerate() {
+                let found: Vec<f32> = found.iter().map(|logit| logit.value()).collect();
+                assert_eq!(found, logits(row, 2.0));
             }
         }
     }
