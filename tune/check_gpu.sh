@@ -42,7 +42,8 @@ export CUDA_COMPUTE_CAP=90
 CXX=$(command -v nvcc)
 export CXX
 
+# The crates are checked in one call, so that each dependency is checked once.
 for feature in cuda nccl; do
-  cargo clippy -p flexdraft-tune --all-targets --features "$feature" --target-dir "$target" --locked "$@" -- -D warnings
+  cargo clippy -p flexdraft-tune -p flexdraft-candle --all-targets --features "flexdraft-tune/$feature,flexdraft-candle/cuda" \
+    --target-dir "$target" --locked "$@" -- -D warnings
 done
-cargo clippy -p flexdraft-candle --all-targets --features cuda --target-dir "$target" --locked "$@" -- -D warnings
