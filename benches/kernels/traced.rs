@@ -134,7 +134,7 @@ impl<R: Waits> Runtime for Traced<R> {
             json!({"launching": kernel, "grid": grid, "threads": threads, "shared": shared_bytes}),
         )?;
         let begun = Instant::now();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let launched = unsafe { self.inner.launch(stream, launch) }.and_then(|()| self.inner.wait(stream));
         match launched {
             Ok(()) => {

@@ -34,7 +34,7 @@ pub enum CliError {
     Output(io::Error),
     /// A model that could not be downloaded.
     Download(String),
-    /// Two modes gave different tokens although the acceptance rule promises the same tokens.
+    /// Two modes gave different tokens although the acceptance rule guarantees the same tokens.
     NotLossless(String),
     /// An internal error: a panic, with its message.
     Internal(String),

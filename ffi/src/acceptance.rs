@@ -163,7 +163,7 @@ impl FlexdraftAccept {
 impl OnLogits for FlexdraftAccept {
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             let chosen = match self.has_chain() {
                 true => Some(ChosenRows {
@@ -258,13 +258,13 @@ pub unsafe extern "C" fn flexdraft_verify(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let sequence = unsafe { read(sequence)? };
         let made = verify(&sequence)?;
         // SAFETY: as above.
         unsafe { write("out", out, FlexdraftVerify { words: bytemuck::cast(made) }) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -285,10 +285,10 @@ pub unsafe extern "C" fn flexdraft_accept_workspace_len(
     let body = || {
         let elements = accept_workspace_len(size("batch", batch)?, size("vocab", vocab)?);
         let elements = elements.ok_or_else(|| Refusal::overflow("workspace"))?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { write("len", len, elements as u64) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -309,6 +309,6 @@ pub unsafe extern "C" fn flexdraft_accept(
     args: *const FlexdraftAccept,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

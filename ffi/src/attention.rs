@@ -88,7 +88,7 @@ impl FlexdraftHeadRows {
         name: &str,
         row: usize,
     ) -> Outcome<HeadRows<'a, T>> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let view = unsafe { operands.read(name, &self.rows)? };
         Ok(HeadRows { view, stride: self.stride(name, row)? })
     }
@@ -104,7 +104,7 @@ impl FlexdraftHeadRows {
         name: &str,
         row: usize,
     ) -> Outcome<HeadRowsMut<'a, T>> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let view = unsafe { operands.write(name, &self.rows)? };
         Ok(HeadRowsMut { view, stride: self.stride(name, row)? })
     }
@@ -177,7 +177,7 @@ impl FlexdraftJointAttention {
         let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
         let has_masks = ![self.mask_q, self.mask_k, self.mask_v].iter().all(FlexdraftHeadRows::is_absent);
         if self.q.is_absent() && !has_masks {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             return Ok(unsafe { operands.read::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
@@ -187,7 +187,7 @@ impl FlexdraftJointAttention {
                 "either `qkv` or separate tensors",
             ));
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             let masks = match has_masks {
                 true => Some(MaskProjections {
@@ -239,7 +239,7 @@ impl FlexdraftJointAttention {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         let (k_strides, v_strides) = self.cache.strides()?;
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             JointAttention::<R, T> {
                 pass: borrow("pass", self.pass)?.launched(on)?,
@@ -284,7 +284,7 @@ impl Call for FlexdraftAttentionSize {
         let len = if self.pass.is_null() {
             attention_workspace_len(shape, rows, size("longest", self.longest)?, split)
         } else {
-            // SAFETY: the exported function's caller promises that the pass is open.
+            // SAFETY: the exported function's caller guarantees that the pass is open.
             let tables = unsafe { borrow("pass", self.pass)? }.tables(on)?;
             let masks = flag("with_masks", self.with_masks)?;
             on.kernels.attention_workspace_len(tables, masks, rows, shape, split)
@@ -309,13 +309,13 @@ pub unsafe extern "C" fn flexdraft_attention_workspace_len(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let (kernels, size) = unsafe { (borrow("kernels", kernels)?, read(size)?) };
         let elements = kernels.run(std::ptr::null_mut(), &size)?;
         // SAFETY: as above.
         unsafe { write("len", len, elements) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -343,6 +343,6 @@ pub unsafe extern "C" fn flexdraft_joint_attention(
     args: *const FlexdraftJointAttention,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

@@ -185,7 +185,7 @@ impl Operands {
     /// The conditions of [`View::from_raw`].
     pub unsafe fn read<'a, T: Typed>(self, name: &str, buffer: &FlexdraftBuffer) -> Outcome<View<'a, T>> {
         let (address, len) = Self::check::<T>(name, buffer)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         Ok(unsafe { View::from_raw(address, len, self.0) })
     }
 
@@ -202,7 +202,7 @@ impl Operands {
         if buffer.is_absent() {
             return Ok(None);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { self.read(name, buffer) }.map(Some)
     }
 
@@ -212,7 +212,7 @@ impl Operands {
     ///
     /// The conditions of [`View::from_raw`].
     pub unsafe fn read_half<'a>(self, name: &str, buffer: &FlexdraftBuffer) -> Outcome<HalfView<'a>> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             Ok(match Deciding(name, buffer).is_f16()? {
                 false => self.read::<bf16>(name, buffer)?.into(),
@@ -228,7 +228,7 @@ impl Operands {
     /// The conditions of [`ViewMut::from_raw`].
     pub unsafe fn write<'a, T: Typed>(self, name: &str, buffer: &FlexdraftBuffer) -> Outcome<ViewMut<'a, T>> {
         let (address, len) = Self::check::<T>(name, buffer)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         Ok(unsafe { ViewMut::from_raw(address, len, self.0) })
     }
 
@@ -245,7 +245,7 @@ impl Operands {
         if buffer.is_absent() {
             return Ok(None);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { self.write(name, buffer) }.map(Some)
     }
 }

@@ -105,7 +105,7 @@ versioned!(FlexdraftChainChoose, FlexdraftChainScore, FlexdraftChainWalk);
 impl OnLogits for FlexdraftChainChoose {
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             ChainChoose::<L> {
                 vocab: size("vocab", self.vocab)?,
@@ -135,7 +135,7 @@ impl Call for FlexdraftChainChoose {
 impl OnLogits for FlexdraftChainScore {
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             ChainScore::<L> {
                 rank: size("rank", self.rank)?,
@@ -167,7 +167,7 @@ impl Call for FlexdraftChainWalk {
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             ChainWalk {
                 drafts: operands.read("drafts", &self.drafts)?,
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn flexdraft_chain_choose(
     args: *const FlexdraftChainChoose,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -223,7 +223,7 @@ pub unsafe extern "C" fn flexdraft_chain_score(
     args: *const FlexdraftChainScore,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -244,6 +244,6 @@ pub unsafe extern "C" fn flexdraft_chain_walk(
     args: *const FlexdraftChainWalk,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

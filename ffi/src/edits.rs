@@ -135,7 +135,7 @@ impl FlexdraftEditedRows {
     ///
     /// The tables are null or readable for the stated numbers of entries.
     unsafe fn processors(&self, vocab: usize) -> Outcome<LogitProcessors> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let (ids, bias, lens) = unsafe {
             (
                 table("bias_ids", self.bias_ids, self.bias_count)?,
@@ -150,7 +150,7 @@ impl FlexdraftEditedRows {
         }
         let total = lens.iter().try_fold(0u64, |total, &len| total.checked_add(len));
         let total = total.ok_or_else(|| Refusal::overflow("bad_word_lens"))?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let mut ids = unsafe { table("bad_words", self.bad_words, total)? };
         let word = |&len: &u64| {
             let (word, rest) = ids.split_at(len as usize);
@@ -160,7 +160,7 @@ impl FlexdraftEditedRows {
         let bad_words = lens.iter().map(word).collect();
         let allowed = match self.allowed.is_null() {
             true => None,
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             false => Some(Arc::from(unsafe { table("allowed", self.allowed, vocab.div_ceil(32) as u64)? })),
         };
         let processors = LogitProcessors {
@@ -186,7 +186,7 @@ impl FlexdraftEditedRows {
         if !(1..=VOCAB_LIMIT).contains(&vocab) {
             return Err(ExceededLimit { what: "vocabulary", found: vocab, supported: "1 to 2^20" }.into());
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let (processors, tokens, draft, stop_ids) = unsafe {
             (
                 self.processors(vocab)?,
@@ -213,7 +213,7 @@ impl FlexdraftEditedRows {
         };
         if !self.allowed_by_row.is_null() {
             let words = rows * vocab.div_ceil(32);
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             let masks = unsafe { table("allowed_by_row", self.allowed_by_row, words as u64)? };
             edits.allow_by_row(masks.to_vec(), vocab);
         }
@@ -255,7 +255,7 @@ impl<T: Copy> Room<'_, T> {
         const { assert!(size_of::<E>() == size_of::<T>()) };
         let from: &[u8] = bytemuck::cast_slice(entries);
         if !from.is_empty() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             unsafe {
                 let to = self.to.add(self.used as usize).cast();
                 std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
@@ -271,7 +271,7 @@ impl<T: Copy> Room<'_, T> {
 /// The tables of `rows` are null or readable for the stated numbers of entries. Those of `tables` are null or writable for
 /// `row_count` rows and for the entries for which they have room.
 pub(crate) unsafe fn edit_rows(rows: &FlexdraftEditedRows, tables: &mut FlexdraftEditTables) -> Outcome<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     let found = unsafe { rows.edits()? };
     let used = |name, count| size(name, count);
     let found = found.behind(
@@ -291,7 +291,7 @@ pub(crate) unsafe fn edit_rows(rows: &FlexdraftEditedRows, tables: &mut Flexdraf
     let offset_count = offsets.after(found.offsets.len())?;
     let edit_count = edits.after(found.edits.len())?;
     let mask_count = masks.after(found.masks.len())?;
-    // SAFETY: each table has the room; the memory is the caller's promise.
+    // SAFETY: each table has the room; the caller guarantees the memory.
     unsafe {
         row_edits.write(&found.rows);
         offsets.write(&found.offsets);
@@ -320,7 +320,7 @@ pub unsafe extern "C" fn flexdraft_edit_rows(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             let rows = read(rows)?;
             let mut found = read(tables.cast_const())?;
@@ -332,6 +332,6 @@ pub unsafe extern "C" fn flexdraft_edit_rows(
         }
         Ok(())
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }

@@ -109,7 +109,7 @@ impl FlexdraftSequence {
         let groups = (0..64).filter(|bit| self.groups >> bit & 1 == 1).map(group);
         let groups = groups.collect::<Outcome<Vec<usize>>>()?;
         Ok(SequenceRows {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             pages: unsafe { table(&format!("pages of sequence {index}"), self.pages, self.page_count)? },
             start: size("start", self.start)?,
             candidates: size("candidates", self.candidates)?,
@@ -150,7 +150,7 @@ impl Call for Upload<'_> {
     type Output = ();
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
-        // SAFETY: the exported function's caller promises that the pass is open, and that no other call uses it.
+        // SAFETY: the exported function's caller guarantees that the pass is open, and that no other call uses it.
         let pass = unsafe { self.pass.as_mut() }.ok_or_else(|| Refusal::null("pass", "an open pass"))?;
         Ok(pass.changed(on)?.upload(on.kernels.runtime(), on.stream, self.rows, self.paging)?)
     }
@@ -180,12 +180,12 @@ pub unsafe extern "C" fn flexdraft_pass_open(
         }
         let call =
             NewPass { max_batch: size("max_batch", max_batch)?, max_pages: size("max_pages", max_pages)? };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let opened = unsafe { borrow("kernels", kernels)? }.run(stream, &call)?;
         // SAFETY: as above.
         unsafe { write("pass", pass, Box::into_raw(Box::new(opened))) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn flexdraft_pass_upload(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let (kernels, rows) = unsafe { (borrow("kernels", kernels)?, read(rows)?) };
         let (count, stride) = (rows.sequence_count, size("sequence_stride", rows.sequence_stride)?);
         if count > MOST {
@@ -225,14 +225,14 @@ pub unsafe extern "C" fn flexdraft_pass_upload(
         let sequence = |index: u64| {
             let offset = stride.checked_mul(index as usize).filter(|&bytes| bytes <= isize::MAX as usize);
             let offset = offset.ok_or_else(|| Refusal::overflow("sequence_stride"))?;
-            // SAFETY: the caller's promise; the sequences have this distance.
+            // SAFETY: the caller upholds the contract of this function; the sequences have this distance.
             unsafe { read(rows.sequences.cast::<u8>().add(offset).cast::<FlexdraftSequence>())?.rows(index) }
         };
         let sequences = (0..count).map(sequence).collect::<Outcome<Vec<_>>>()?;
         let paging = paging(rows.pages, rows.page_size)?;
         kernels.run(stream, &Upload { pass, rows: &Pass { sequences }, paging })
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -245,7 +245,7 @@ pub unsafe extern "C" fn flexdraft_pass_upload(
 pub unsafe extern "C" fn flexdraft_pass_close(pass: *mut FlexdraftPass) {
     let body = || {
         if !pass.is_null() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             drop(unsafe { Box::from_raw(pass) });
         }
         Ok(())

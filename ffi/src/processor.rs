@@ -83,7 +83,7 @@ impl FlexdraftKernels {
                     usize::try_from(device).map_err(|_| Refusal::value("device", device, expected))?;
                 let context = Cuda::context(ordinal)?;
                 let kernels = Kernels::new(RawCuda::new(&context)?);
-                // SAFETY: callers of the interface promise that streams belong to the primary context and are alive.
+                // SAFETY: callers of the interface guarantee that streams belong to the primary context and are alive.
                 let stream = move |address| unsafe { RawStream::new(&context, address) };
                 Ok(FlexdraftKernels(Processor::Gpu(kernels, Box::new(stream))))
             }
@@ -116,7 +116,7 @@ pub(crate) unsafe fn launch<C: Call<Output = ()> + crate::status::Versioned>(
     args: *const C,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, || borrow("kernels", kernels)?.run(stream, &read(args)?)) }
 }
 
@@ -154,10 +154,10 @@ pub unsafe extern "C" fn flexdraft_open(
             return Err(Refusal::null("kernels", "memory for the result"));
         }
         let opened = Box::into_raw(Box::new(FlexdraftKernels::open(device)?));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { write("kernels", kernels, opened) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -170,7 +170,7 @@ pub unsafe extern "C" fn flexdraft_open(
 pub unsafe extern "C" fn flexdraft_close(kernels: *mut FlexdraftKernels) {
     let body = || {
         if !kernels.is_null() {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             drop(unsafe { Box::from_raw(kernels) });
         }
         Ok(())
@@ -237,7 +237,7 @@ pub unsafe extern "C" fn flexdraft_supports(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let shape = unsafe { read(shape)? };
         let some = |name, rank| Ok::<_, Refusal>(Some(size(name, rank)?).filter(|&rank| rank > 0));
         Ok(supports(&ModelShape {
@@ -249,6 +249,6 @@ pub unsafe extern "C" fn flexdraft_supports(
             hidden_chain_rank: some("hidden_chain_rank", shape.hidden_chain_rank)?,
         })?)
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }

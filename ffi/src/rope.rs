@@ -86,7 +86,7 @@ impl FlexdraftNormRopeAppend {
         let shape = self.heads.shape()?;
         let (row, kv_row) = (shape.out_cols(), shape.kv_heads.saturating_mul(shape.head_dim));
         if [self.q, self.k, self.v].iter().all(FlexdraftHeadRows::is_absent) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             return Ok(unsafe { operands.write::<T>("qkv", &self.qkv)? }.into());
         }
         if !self.qkv.is_absent() {
@@ -96,7 +96,7 @@ impl FlexdraftNormRopeAppend {
                 "either `qkv` or separate tensors",
             ));
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             Ok(ProjectionsMut::Separate {
                 q: self.q.write(operands, "q", row)?,
@@ -114,7 +114,7 @@ impl Call for FlexdraftRopeTable {
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that the pass is open and that operands are valid.
+        // SAFETY: the exported function's caller guarantees that the pass is open and that operands are valid.
         let args = unsafe {
             RopeTable {
                 pass: borrow("pass", self.pass)?.launched(on)?,
@@ -131,7 +131,7 @@ impl FlexdraftNormRopeAppend {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
         let (k_strides, v_strides) = self.cache.strides()?;
-        // SAFETY: the exported function's caller promises that the pass is open and that operands are valid.
+        // SAFETY: the exported function's caller guarantees that the pass is open and that operands are valid.
         let args = unsafe {
             let norms = match self.q_norm.is_absent() && self.k_norm.is_absent() {
                 true => None,
@@ -187,7 +187,7 @@ pub unsafe extern "C" fn flexdraft_rope_table(
     args: *const FlexdraftRopeTable,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -208,6 +208,6 @@ pub unsafe extern "C" fn flexdraft_norm_rope_append(
     args: *const FlexdraftNormRopeAppend,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

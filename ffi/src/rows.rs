@@ -126,7 +126,7 @@ versioned!(
 impl FlexdraftEmbed {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             Embed::<T> {
                 ids: operands.read("ids", &self.ids)?,
@@ -151,7 +151,7 @@ impl Call for FlexdraftEmbed {
 impl FlexdraftGather {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             Gather::<T> {
                 indices: operands.read("indices", &self.indices)?,
@@ -176,7 +176,7 @@ impl Call for FlexdraftGather {
 impl FlexdraftRmsNorm {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             RmsNorm::<T> {
                 x: match operands.read_optional("delta", &self.delta)? {
@@ -203,7 +203,7 @@ impl Call for FlexdraftRmsNorm {
 impl FlexdraftAdd {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             Add::<T> { x: operands.write("x", &self.x)?, delta: operands.read("delta", &self.delta)? }
         };
@@ -222,7 +222,7 @@ impl Call for FlexdraftAdd {
 impl FlexdraftSiluMul {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             SiluMul::<T> {
                 x: operands.read("x", &self.x)?,
@@ -245,7 +245,7 @@ impl Call for FlexdraftSiluMul {
 impl FlexdraftSiluAdd {
     fn run_with<R: Runtime, T: HalfFloat + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             SiluAdd::<T> {
                 x: operands.write("x", &self.x)?,
@@ -281,7 +281,7 @@ pub unsafe extern "C" fn flexdraft_embed(
     args: *const FlexdraftEmbed,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -299,7 +299,7 @@ pub unsafe extern "C" fn flexdraft_gather(
     args: *const FlexdraftGather,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -318,7 +318,7 @@ pub unsafe extern "C" fn flexdraft_rms_norm(
     args: *const FlexdraftRmsNorm,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -336,7 +336,7 @@ pub unsafe extern "C" fn flexdraft_add(
     args: *const FlexdraftAdd,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -354,7 +354,7 @@ pub unsafe extern "C" fn flexdraft_silu_mul(
     args: *const FlexdraftSiluMul,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -372,6 +372,6 @@ pub unsafe extern "C" fn flexdraft_silu_add(
     args: *const FlexdraftSiluAdd,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

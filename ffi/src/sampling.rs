@@ -195,7 +195,7 @@ impl FlexdraftSample {
     unsafe fn logit_rows<'a, L: Logit + Typed>(&self, operands: Operands) -> Outcome<LogitRows<'a, L>> {
         let updates = flag("update", self.update)?;
         let tables = [("edit_offsets", &self.edit_offsets), ("edits", &self.edits), ("masks", &self.masks)];
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             if !self.row_edits.is_absent() {
                 let edits = Edits {
@@ -223,7 +223,7 @@ impl FlexdraftSample {
     unsafe fn operands<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<Sample<'_, L>> {
         let operands = on.operands();
         let rank = size("rank", self.rank)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe {
             if rank == 0 {
                 for (name, buffer) in
@@ -266,7 +266,7 @@ impl FlexdraftSample {
 
 impl OnLogits for FlexdraftSample {
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
-        // SAFETY: the exported function's caller makes this promise.
+        // SAFETY: the caller of the exported function guarantees this.
         let args = unsafe { self.operands::<R, L>(on)? };
         Ok(on.kernels.sample(on.stream, args)?)
     }
@@ -287,7 +287,7 @@ pub(crate) struct Partials(pub FlexdraftSample);
 
 impl OnLogits for Partials {
     fn run_on<R: Runtime, L: Logit + Typed>(&self, on: &On<'_, R>) -> Outcome<()> {
-        // SAFETY: the exported function's caller makes this promise.
+        // SAFETY: the caller of the exported function guarantees this.
         let args = unsafe { self.0.operands::<R, L>(on)? };
         Ok(on.kernels.sample_partials(on.stream, args)?)
     }
@@ -345,13 +345,13 @@ pub unsafe extern "C" fn flexdraft_row_sampling(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let params = unsafe { read(params)? };
         let made = row_sampling(&params)?;
         // SAFETY: as above.
         unsafe { write("row", row, FlexdraftRowSampling { words: bytemuck::cast(made) }) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -374,10 +374,10 @@ pub unsafe extern "C" fn flexdraft_sample_workspace_len(
     let body = || {
         let calibrated = flag("calibrated", calibrated)?;
         let elements = workspace_len(size("rows", rows)?, size("vocab", vocab)?, calibrated)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { write("len", len, elements as u64) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -404,7 +404,7 @@ pub unsafe extern "C" fn flexdraft_sample(
     args: *const FlexdraftSample,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -423,6 +423,6 @@ pub unsafe extern "C" fn flexdraft_sample_partials(
     args: *const FlexdraftSample,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args.cast::<Partials>(), error) }
 }

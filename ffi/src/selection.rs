@@ -97,7 +97,7 @@ impl Call for FlexdraftSelectDrafts {
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that operands are valid for their sizes.
+        // SAFETY: the exported function's caller guarantees that operands are valid for their sizes.
         let args = unsafe {
             SelectDrafts {
                 drafts: operands.read("drafts", &self.drafts)?,
@@ -118,7 +118,7 @@ impl Call for FlexdraftFollowVerdicts {
 
     fn run<R: Runtime>(&self, on: &On<'_, R>) -> Outcome<()> {
         let operands = on.operands();
-        // SAFETY: the exported function's caller promises that the pass is open, that no other call uses it, and that
+        // SAFETY: the exported function's caller guarantees that the pass is open, that no other call uses it, and that
         // operands are valid for their sizes.
         let args = unsafe {
             let pass = self.pass.as_mut().ok_or_else(|| Refusal::null("pass", "an open pass"))?;
@@ -165,13 +165,13 @@ pub unsafe extern "C" fn flexdraft_draft(
     error: *mut FlexdraftError,
 ) -> i32 {
     let body = || {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let groups = unsafe { read(groups)? };
         let made = draft(&groups)?;
         // SAFETY: as above.
         unsafe { write("out", out, FlexdraftDraft { words: bytemuck::cast(made) }) }
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 
@@ -192,7 +192,7 @@ pub unsafe extern "C" fn flexdraft_select_drafts(
     args: *const FlexdraftSelectDrafts,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }
 
@@ -213,6 +213,6 @@ pub unsafe extern "C" fn flexdraft_follow_verdicts(
     args: *const FlexdraftFollowVerdicts,
     error: *mut FlexdraftError,
 ) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { launch(kernels, stream, args, error) }
 }

@@ -209,7 +209,7 @@ pub(crate) unsafe fn read<T: Versioned>(from: *const T) -> Outcome<T> {
     if from.is_null() {
         return Err(Refusal::null(T::NAME, "a struct"));
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     let bytes = unsafe { from.cast::<u64>().read_unaligned() };
     if bytes < T::FIRST_SIZE as u64 || bytes > size_of::<T>() as u64 {
         let (first, now) = (T::FIRST_SIZE, size_of::<T>());
@@ -218,7 +218,8 @@ pub(crate) unsafe fn read<T: Versioned>(from: *const T) -> Outcome<T> {
         return Err(Refusal { status: FLEXDRAFT_STRUCT_SIZE, text });
     }
     let mut to = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: the caller's promise; `bytes` is at most the size of `T`, and any bits are a valid `T`.
+    // SAFETY: the caller upholds the contract of this function; `bytes` is at most the size of `T`, and any bits are a
+    // valid `T`.
     unsafe {
         std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr().cast::<u8>(), bytes as usize);
         Ok(to.assume_init())
@@ -234,7 +235,7 @@ pub(crate) unsafe fn write<T>(name: &str, to: *mut T, value: T) -> Outcome<()> {
     if to.is_null() {
         return Err(Refusal::null(name, "memory for the result"));
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { to.write_unaligned(value) };
     Ok(())
 }
@@ -245,7 +246,7 @@ pub(crate) unsafe fn write<T>(name: &str, to: *mut T, value: T) -> Outcome<()> {
 ///
 /// `from` is null or leads to an object that lives for `'a`.
 pub(crate) unsafe fn borrow<'a, T>(name: &str, from: *const T) -> Outcome<&'a T> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { from.as_ref() }.ok_or_else(|| Refusal::null(name, "an open object"))
 }
 
@@ -267,7 +268,7 @@ pub(crate) unsafe fn table<'a, T>(name: &str, from: *const T, len: u64) -> Outco
     if from.is_null() || !from.is_aligned() {
         return Err(Refusal::null(name, &format!("the aligned address of {len} entries")));
     }
-    // SAFETY: the caller's promise; the length is within bounds.
+    // SAFETY: the caller upholds the contract of this function; the length is within bounds.
     Ok(unsafe { std::slice::from_raw_parts(from, len as usize) })
 }
 
@@ -280,7 +281,7 @@ pub(crate) unsafe fn guard(error: *mut FlexdraftError, body: impl FnOnce() -> Ou
     const TEXT: usize = offset_of!(FlexdraftError, text);
     let mut capacity = 0;
     if !error.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let bytes = unsafe { (&raw const (*error).struct_size).read_unaligned() };
         if bytes < 32 {
             return FLEXDRAFT_STRUCT_SIZE;
@@ -299,7 +300,7 @@ pub(crate) unsafe fn guard(error: *mut FlexdraftError, body: impl FnOnce() -> Ou
         while !text.is_char_boundary(len) {
             len -= 1;
         }
-        // SAFETY: the caller's promise; the text with its terminating zero fits the capacity.
+        // SAFETY: the caller upholds the contract of this function; the text with its terminating zero fits the capacity.
         unsafe {
             (&raw mut (*error).status).write_unaligned(status);
             (&raw mut (*error).text_bytes).write_unaligned(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
@@ -333,7 +334,7 @@ pub unsafe extern "C" fn flexdraft_faults(word: u32, error: *mut FlexdraftError)
         None => Ok(()),
         Some(faults) => Err(Refusal { status: FLEXDRAFT_FAULT, text: faults.to_string() }),
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { guard(error, body) }
 }
 

@@ -240,12 +240,12 @@ impl<B> Scheduler<B> {
             let block = sequence.tokens.len() + sequence.block_size;
             let needed = self.pages.pages_for(block).min(self.pages.pages());
             let needed = needed - self.pages.reusable_and_owned(sequence.to_read()).min(needed);
-            let promised: usize = self
+            let reserved: usize = self
                 .active
                 .iter()
                 .map(|s| self.pages.pages_for(s.tokens.len() + s.block_size).saturating_sub(s.pages.len()))
                 .sum();
-            let fits = needed + promised <= self.pages.available();
+            let fits = needed + reserved <= self.pages.available();
             if self.active.len() >= self.options.max_batch || !(fits || self.active.is_empty()) {
                 return;
             }

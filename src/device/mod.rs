@@ -26,12 +26,12 @@
 //!                    DraftSelection ──▶ gather, embed_bonus, then draft, once
 //! ```
 //!
-//! An implementation makes two promises:
+//! An implementation gives two guarantees:
 //!
 //! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
 //!   compute with it. Therefore greedy verification (v + 1 rows) and autoregressive decoding (one row)
 //!   agree at near-ties, and parallel and sequential drafts always agree. A device that was told to give
-//!   this promise up reports it ([`Device::is_row_invariant`]).
+//!   this guarantee up reports it ([`Device::is_row_invariant`]).
 //! - **Checked operands.** Shapes that do not fit each other give a [`DeviceError`], never a panic.
 
 pub mod cpu;
@@ -57,7 +57,7 @@ use crate::kernels::ModelShape;
 pub use crate::layout::{AttentionShape, RowKind};
 use crate::tensor::Tensor;
 
-/// The operations of a decode step. The [module documentation](self) states the promises that all operations
+/// The operations of a decode step. The [module documentation](self) states the guarantees that all operations
 /// share.
 ///
 /// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the same row

@@ -226,7 +226,7 @@ impl Operands {
             params_bytes: size_of::<P>(),
             regions: &self.regions[..self.len],
         };
-        // SAFETY: the caller makes this promise about `params`; views borrow their memory until after this
+        // SAFETY: the caller guarantees this about `params`; views borrow their memory until after this
         // call.
         Ok(unsafe { runtime.launch(stream, &launch) }?)
     }

@@ -102,14 +102,14 @@ impl Report {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
-        // SAFETY: the caller promises that the files do not change.
+        // SAFETY: the caller guarantees that the files do not change.
         unsafe { Self::inspect(target, drafter, FileAccess::Map) }
     }
 
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: FileAccess) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         let mut report = match unsafe { TargetFiles::open(target, access) }? {
             TargetFiles::Gguf(file) => Self::of_gguf(&file)?,
             TargetFiles::Directory(mut config, checkpoint) => {
@@ -120,7 +120,7 @@ impl Report {
         };
         if let Some(dir) = drafter {
             let header = DrafterHeader::read(dir, &report.config)?;
-            // SAFETY: the caller makes the same promise.
+            // SAFETY: the caller upholds the same contract.
             let checkpoint = unsafe { Checkpoint::open(dir, access) }?;
             report.drafter = Some(DrafterReport {
                 calibrator_rank: header.rank(&checkpoint),

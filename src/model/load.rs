@@ -32,14 +32,14 @@ impl TargetFiles {
     /// from it, is alive.
     pub(super) unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
         if is_gguf(path) {
-            // SAFETY: the caller's promise covers this file.
+            // SAFETY: the caller's guarantee covers this file.
             return Ok(Self::Gguf(unsafe { Gguf::open(path, access) }?));
         }
         // The configuration comes first: if it is missing, the name of the first missing tensor would not
         // explain the problem.
         let config = hugging_face::read(path)?;
         config.target.validate()?;
-        // SAFETY: the caller's promise covers these files.
+        // SAFETY: the caller's guarantee covers these files.
         Ok(Self::Directory(config, unsafe { Checkpoint::open(path, access) }?))
     }
 }
@@ -95,26 +95,26 @@ impl TargetWeights {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         unsafe { Self::map_with(path, QuantizedWeights::Bf16) }
     }
 
     /// Loads the model like [`map`](Self::map), with the quantised weights of a GGUF file as `quantized` says.
     ///
     /// # Safety
-    /// The promise of [`map`](Self::map).
+    /// The contract of [`map`](Self::map).
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
-        // SAFETY: the caller promises that the files do not change.
+        // SAFETY: the caller guarantees that the files do not change.
         unsafe { Self::open(path, FileAccess::Map, quantized) }
     }
 
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     unsafe fn open(path: &Path, access: FileAccess, quantized: QuantizedWeights) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => file.target_with(quantized),
             TargetFiles::Directory(config, checkpoint) => Self::of_directory(config, &checkpoint),
@@ -156,26 +156,26 @@ impl ModelWeights {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         unsafe { Self::map_with(path, QuantizedWeights::Bf16) }
     }
 
     /// Loads the model like [`map`](Self::map), with the quantised weights of a GGUF file as `quantized` says.
     ///
     /// # Safety
-    /// The promise of [`map`](Self::map).
+    /// The contract of [`map`](Self::map).
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map_with(path: &Path, quantized: QuantizedWeights) -> Result<Self, LoadError> {
-        // SAFETY: the caller promises that the files do not change.
+        // SAFETY: the caller guarantees that the files do not change.
         unsafe { Self::open(path, FileAccess::Map, quantized) }
     }
 
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     unsafe fn open(path: &Path, access: FileAccess, quantized: QuantizedWeights) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => Ok(Self { target: file.target_with(quantized)?, drafter: None }),
             TargetFiles::Directory(config, checkpoint) => {

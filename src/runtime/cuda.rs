@@ -163,7 +163,7 @@ impl Cuda {
     ///
     /// # Safety
     ///
-    /// The promises of [`Runtime::launch`]; and `stream` is alive and belongs to `context`.
+    /// The contract of [`Runtime::launch`]; and `stream` is alive and belongs to `context`.
     pub(super) unsafe fn launch_on(
         &self,
         context: &CudaContext,
@@ -176,7 +176,7 @@ impl Cuda {
         self.context.bind_to_thread().map_err(failed)?;
         let (function, shape) = (kernel.function.cu_function(), self.shape(kernel, launch));
         // SAFETY: the function and its module live in `self`, in the context just bound, which is the
-        // stream's context. The caller promises that the stream is alive, that the struct belongs to the
+        // stream's context. The caller guarantees that the stream is alive, that the struct belongs to the
         // kernel, and that its pointers stay valid.
         unsafe { launching::launch(function, stream, shape, launch.params.cast_mut()) }.map_err(failed)
     }
@@ -472,13 +472,13 @@ impl Runtime for Cuda {
         if let Some(queue) = self.queue_of(stream) {
             let kernel = self.checked(stream.context(), launch)?;
             let (function, shape) = (kernel.function.cu_function(), self.shape(kernel, launch));
-            // SAFETY: the caller makes the promise about the launch; parameter structs have no padding. `with_graphs`'s
-            // caller promised that the operands are memory of this runtime, whose drop finishes gathered work.
+            // SAFETY: the caller upholds the contract about the launch; parameter structs have no padding. `with_graphs`'s
+            // caller guarantees that the operands are memory of this runtime, whose drop finishes gathered work.
             if unsafe { queue.launch(function, shape, launch) }? {
                 return Ok(());
             }
         }
-        // SAFETY: the caller makes this promise; the stream is alive and belongs to its context.
+        // SAFETY: the caller guarantees this; the stream is alive and belongs to its context.
         unsafe { self.launch_on(stream.context(), stream.cu_stream(), launch) }
     }
 }

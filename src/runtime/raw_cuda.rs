@@ -81,7 +81,7 @@ impl RawStream {
 
     /// Waits for the work on the stream, or on the whole context if that fails, as the CUDA runtime does after a copy.
     fn finish_copy(&self) -> Result<(), RuntimeError> {
-        // SAFETY: the stream is alive, as `new`'s caller promised.
+        // SAFETY: the stream is alive, as `new`'s caller guarantees.
         unsafe { result::stream::synchronize(self.raw()) }.map_err(|error| {
             let _ = self.context.synchronize();
             error.into()
@@ -218,7 +218,7 @@ impl Runtime for RawCuda {
     }
 
     unsafe fn launch(&self, stream: &RawStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
-        // SAFETY: the caller makes this promise. `RawStream::new`'s caller promised that the stream is
+        // SAFETY: the caller guarantees this. `RawStream::new`'s caller guarantees that the stream is
         // alive and belongs to its context.
         unsafe { self.0.launch_on(&stream.context, stream.raw(), launch) }
     }

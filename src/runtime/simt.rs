@@ -246,14 +246,14 @@ impl Simt {
     ///
     /// # Safety
     ///
-    /// The promises of [`Runtime::launch`].
+    /// The contract of [`Runtime::launch`].
     ///
     /// # Errors
     ///
     /// The errors of [`Runtime::launch`].
     pub unsafe fn launch_after_all(&self, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         self.full_barrier();
-        // SAFETY: the caller makes this promise.
+        // SAFETY: the caller guarantees this.
         unsafe { self.launch(&self.stream(), launch) }
     }
 
@@ -319,7 +319,7 @@ impl Simt {
                 params_bytes: recorded.params_bytes,
                 regions: &recorded.regions,
             };
-            // SAFETY: the struct was made for this kernel; the caller makes the same promise about its
+            // SAFETY: the struct was made for this kernel; the caller guarantees this about its
             // operands.
             unsafe { self.launch(&self.stream(), &launch) }
         })
@@ -475,7 +475,7 @@ impl Runtime for Simt {
     unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         self.calls().launches += 1;
         if let Some(recording) = &mut *self.recording() {
-            // SAFETY: the caller makes this promise about `params`.
+            // SAFETY: the caller guarantees this about `params`.
             recording.launches.push(unsafe { Recorded::new(launch) });
         }
         let checked = self.options.checking == Checking::Accesses;
@@ -500,7 +500,7 @@ impl Runtime for Simt {
             unused: 0,
         };
         let mut message = [0u8; 1024];
-        // SAFETY: names and regions live until the call returns; the caller makes the promise about `params`.
+        // SAFETY: names and regions live until the call returns; the caller upholds the contract about `params`.
         let code = unsafe {
             ffi::flexdraft_simt_launch(&raw mut request, message.as_mut_ptr(), message.len() as u64)
         };

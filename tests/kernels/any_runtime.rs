@@ -121,7 +121,7 @@ impl Runtime for AnyRuntime {
     }
 
     unsafe fn launch(&self, stream: &AnyStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
-        // SAFETY: the caller makes the promises of `Runtime::launch`, which are the same for each runtime.
+        // SAFETY: the caller upholds the contract of `Runtime::launch`, which are the same for each runtime.
         with_chosen!(self, (stream), runtime => unsafe { runtime.launch(stream, launch) })
     }
 }

@@ -51,7 +51,7 @@ pub enum Verdict {
     SameDistribution { rule: &'static str },
     /// A mode gave different tokens, which is an error.
     Broken(String),
-    /// The device does not promise equal tokens; `difference` describes the first difference, if there is one.
+    /// The device does not guarantee equal tokens; `difference` describes the first difference, if there is one.
     Labelled { label: &'static str, difference: Option<String> },
 }
 
@@ -245,7 +245,7 @@ mod tests {
     use crate::run::Sample;
 
     #[test]
-    fn a_broken_promise_is_loud() {
+    fn a_broken_guarantee_is_loud() {
         let facts = Facts { layers: 4, tail_layers: 2, block_size: 8, looks_up: false, weight_bytes: 0 };
         let modes = [Measured::new("ar", vec![Sample::new(0, 0)])];
         let said = |verdict| report(&facts, "ar", &[], &modes, &verdict);

@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUresult;
 
 use crate::refusal::{Outcome, refused};
 
-/// A pointer to memory for a result, passed by a caller of the library. Only foreign callers make one, and promise that
+/// A pointer to memory for a result, passed by a caller of the library. Only foreign callers make one, and guarantee that
 /// it is null or leads to memory for a `T`.
 #[repr(transparent)]
 pub struct Out<T>(*mut T);
@@ -18,13 +18,13 @@ impl<T> Out<T> {
         if self.0.is_null() {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for a result");
         }
-        // SAFETY: the promise of whoever made this.
+        // SAFETY: the code that made this pointer upholds its contract.
         unsafe { self.0.write_unaligned(value) };
         Ok(())
     }
 }
 
-/// A pointer to elements to read, passed by a caller of the library. Only foreign callers make one, and promise that it
+/// A pointer to elements to read, passed by a caller of the library. Only foreign callers make one, and guarantee that it
 /// is null or leads to as many elements as the call says.
 #[repr(transparent)]
 pub struct In<T>(*const T);
@@ -45,12 +45,12 @@ impl<T: Copy> In<T> {
         self.0.expose_provenance() as u64
     }
 
-    /// Returns element `index`, which the call promises to exist.
+    /// Returns element `index`, which exists, as the call guarantees.
     pub fn get(&self, index: usize) -> Outcome<T> {
         if self.0.is_null() {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for an operand");
         }
-        // SAFETY: the promise of whoever made this.
+        // SAFETY: the code that made this pointer upholds its contract.
         Ok(unsafe { self.0.add(index).read_unaligned() })
     }
 }
@@ -66,13 +66,13 @@ impl In<u8> {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for an operand");
         }
         let mut copy = vec![0u8; bytes];
-        // SAFETY: the promise of whoever made this; no bytes are read from a null pointer.
+        // SAFETY: the code that made this pointer upholds its contract; no bytes are read from a null pointer.
         unsafe { std::ptr::copy_nonoverlapping(self.0, copy.as_mut_ptr(), bytes) };
         Ok(copy)
     }
 }
 
-/// A pointer to text, passed by a caller of the library. Only foreign callers make one, and promise that it is null or
+/// A pointer to text, passed by a caller of the library. Only foreign callers make one, and guarantee that it is null or
 /// leads to text that ends with a zero.
 #[repr(transparent)]
 pub struct Text(*const c_char);
@@ -82,7 +82,7 @@ impl Text {
         if self.0.is_null() {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for a name");
         }
-        // SAFETY: the promise of whoever made this.
+        // SAFETY: the code that made this pointer upholds its contract.
         Ok(unsafe { CStr::from_ptr(self.0) }.to_string_lossy())
     }
 }

@@ -1,6 +1,6 @@
 //! Device memory: a range of addresses of this process that nothing can access, except work while it runs.
 //!
-//! An address is never used twice. An allocation begins at a multiple of 256 bytes, as the driver promises and no more,
+//! An address is never used twice. An allocation begins at a multiple of 256 bytes, as the driver guarantees and no more,
 //! and ends less than 256 bytes before memory that is never accessible.
 
 use std::collections::BTreeMap;

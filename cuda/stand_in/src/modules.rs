@@ -53,7 +53,7 @@ impl Module {
         if (0..magic.len()).all(|i| unsafe { *image.add(i) } == magic[i]) {
             return Ok(Module { names: None });
         }
-        // SAFETY: the caller's promise about text.
+        // SAFETY: the caller upholds the contract about text.
         let text = unsafe { std::ffi::CStr::from_ptr(image.cast()) }.to_string_lossy();
         let mut lines = text.lines();
         if lines.next() != Some(NAMES) {

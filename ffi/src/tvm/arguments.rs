@@ -60,7 +60,7 @@ impl<'a> Found<'a> {
     ///
     /// The tensor is on the host, contiguous, has elements of `T`, and lives for `'a`.
     pub unsafe fn host<T: bytemuck::Pod>(&self, name: &str) -> Outcome<&'a [T]> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { table(name, self.buffer.data.cast_const().cast(), self.buffer.len) }
     }
 
@@ -92,7 +92,7 @@ unsafe fn entries<'a>(from: *const i64, len: usize) -> &'a [i64] {
     if len == 0 || from.is_null() {
         return &[];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { std::slice::from_raw_parts(from, len) }
 }
 
@@ -183,7 +183,7 @@ impl<'a> Arguments<'a> {
     /// The caller of the function keeps the object alive during the call, and no other call uses it.
     pub unsafe fn pass(&mut self, name: &str) -> Outcome<&'a mut Contents> {
         let value = self.take(name)?;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         let found = unsafe { contents(value) };
         let found = found.ok_or_else(|| self.wrong(name, value, "an object of pass_tables"))?;
         self.on(name, found.device)?;

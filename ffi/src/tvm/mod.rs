@@ -58,7 +58,7 @@ unsafe fn call(
 ) -> i32 {
     let run = || {
         let values = match usize::try_from(count) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             Ok(count) if count > 0 && !values.is_null() => unsafe {
                 std::slice::from_raw_parts(values, count)
             },
@@ -68,7 +68,7 @@ unsafe fn call(
     };
     let refusal = match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             unsafe { result.write(value) };
             return 0;
         }

@@ -66,6 +66,6 @@ pub unsafe fn contents<'a>(value: &Any) -> Option<&'a mut Contents> {
     if deleter.map(|deleter| deleter as usize) != Some(delete as *const () as usize) {
         return None;
     }
-    // SAFETY: the object is of this module, and the caller promises that it lives and that no other call uses it.
+    // SAFETY: the object is of this module, and the caller guarantees that it lives and that no other call uses it.
     unsafe { (*object).contents.as_deref_mut() }
 }

@@ -72,7 +72,7 @@ pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Opt
 /// Reads or maps a regular file, and returns its bytes.
 ///
 /// # Safety
-/// With [`FileAccess::Map`], the promise of [`Checkpoint::map`](crate::model::Checkpoint::map).
+/// With [`FileAccess::Map`], the contract of [`Checkpoint::map`](crate::model::Checkpoint::map).
 pub(in crate::model) unsafe fn load(path: &Path, access: FileAccess) -> Result<Bytes, LoadError> {
     let (mut file, len) = open(path)?;
     let io = |source| LoadError::Io { path: path.into(), source };
@@ -84,7 +84,7 @@ pub(in crate::model) unsafe fn load(path: &Path, access: FileAccess) -> Result<B
             file.read_to_end(&mut bytes).map_err(io)?;
             Arc::new(bytes)
         }
-        // SAFETY: the caller promises that the file does not change.
+        // SAFETY: the caller guarantees that the file does not change.
         FileAccess::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
     };
     reject_lfs_pointer(path, (*bytes).as_ref())?;

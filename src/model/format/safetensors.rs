@@ -66,16 +66,16 @@ impl Checkpoint {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
-        // SAFETY: the caller promises that the files do not change.
+        // SAFETY: the caller guarantees that the files do not change.
         unsafe { Self::open(dir, FileAccess::Map) }
     }
 
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(dir: &Path, access: FileAccess) -> Result<Self, LoadError> {
         let mut checkpoint =
             Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new(), absent: BTreeMap::new() };
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
         if if_exists(single)?.is_some() {
             return Ok(checkpoint);
@@ -96,7 +96,7 @@ impl Checkpoint {
                 return Err(LoadError::OutsideDirectory { path: index_path, entry: shorten(shard) });
             }
             let path = dir.join(shard);
-            // SAFETY: the caller makes the same promise.
+            // SAFETY: the caller upholds the same contract.
             let file = if_exists(unsafe { checkpoint.add_file(path.clone(), access) })?;
             for name in tensors {
                 if checkpoint.tensors.get(name).is_none_or(|entry| Some(entry.file) != file) {
@@ -110,9 +110,9 @@ impl Checkpoint {
     /// Adds the tensors of a file, and returns the file's index.
     ///
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     unsafe fn add_file(&mut self, path: PathBuf, access: FileAccess) -> Result<usize, LoadError> {
-        // SAFETY: the caller makes the same promise.
+        // SAFETY: the caller upholds the same contract.
         let bytes = unsafe { load(&path, access)? };
         let file = self.files.len();
         for (name, mut entry) in parse_header(&path, (*bytes).as_ref())? {

@@ -35,7 +35,7 @@ impl DrafterWeights {
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let header = DrafterHeader::read(dir, target)?;
-        // SAFETY: the caller promises that the files do not change.
+        // SAFETY: the caller guarantees that the files do not change.
         let checkpoint = unsafe { Checkpoint::map(dir)? };
         Self::from_checkpoint(&header, target, &checkpoint)
     }

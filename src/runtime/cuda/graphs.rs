@@ -322,7 +322,7 @@ fn run(work: &QueuedWork, context: &CudaContext, stream: &Arc<CudaStream>) -> Re
             };
             context.bind_to_thread().map_err(failed)?;
             let (function, params) = (call.function as CUfunction, call.params.as_ptr().cast_mut().cast());
-            // SAFETY: `launch`'s caller promised that the struct belongs to the kernel and that its pointers stay valid.
+            // SAFETY: `launch`'s caller guarantees that the struct belongs to the kernel and that its pointers stay valid.
             // The function's module is loaded until the queue is closed.
             unsafe { launching::launch(function, stream.cu_stream(), call.shape, params) }.map_err(failed)
         }

@@ -55,7 +55,7 @@ pub(super) unsafe fn launch(
     let mut params = [params];
     if !dependent {
         let block = (threads, 1, 1);
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller upholds the contract of this function.
         return unsafe {
             result::launch_kernel(function, grid.into(), block, shared_bytes, stream, &mut params)
         };
@@ -78,7 +78,7 @@ pub(super) unsafe fn launch(
         attrs: &raw mut attribute,
         numAttrs: 1,
     };
-    // SAFETY: the caller's promises; configuration and attribute live until the call returns.
+    // SAFETY: the caller upholds the contract; configuration and attribute live until the call returns.
     unsafe { cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
         .result()
 }

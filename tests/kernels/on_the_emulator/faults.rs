@@ -92,7 +92,7 @@ impl Runtime for Tampered {
                 }
             }
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { self.simt.launch(stream, launch) }
     }
 }

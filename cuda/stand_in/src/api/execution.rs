@@ -16,7 +16,7 @@ extern "C" fn cuModuleLoadData(module: Out<u64>, image: In<u8>) -> u32 {
     call("cuModuleLoadData", |driver| {
         driver.bound()?;
         driver.refuse_in_capture()?;
-        // SAFETY: the caller's promise about images.
+        // SAFETY: the caller upholds the contract about images.
         let found = unsafe { Module::read(image.pointer()) }?;
         let handle = driver.next_handle();
         driver.modules.insert(handle, found);
@@ -106,7 +106,7 @@ impl Params {
         if from.is_null() {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("kernel {name}: no parameter"));
         }
-        // SAFETY: the caller promises that the parameter has the size that the kernel declares.
+        // SAFETY: the caller guarantees that the parameter has the size that the kernel declares.
         unsafe { std::ptr::copy_nonoverlapping(from, words.as_mut_ptr().cast::<u8>(), bytes) };
         Ok(words)
     }

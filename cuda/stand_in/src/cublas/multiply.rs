@@ -103,7 +103,7 @@ fn in_parts(weights: &Weights, x: &[bf16], parts: usize, first: usize, values: &
 ///
 /// `address` leads to `len` accessible elements.
 unsafe fn copied<T: Copy>(address: u64, len: usize) -> Vec<T> {
-    // SAFETY: the caller's promise; the operands were checked to be aligned.
+    // SAFETY: the caller upholds the contract of this function; the operands were checked to be aligned.
     unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address as usize), len) }.to_vec()
 }
 
@@ -112,6 +112,6 @@ unsafe fn copied<T: Copy>(address: u64, len: usize) -> Vec<T> {
 /// `address` leads to accessible memory for the elements.
 unsafe fn store<T: Copy>(address: u64, elements: &[T]) {
     let to = std::ptr::with_exposed_provenance_mut(address as usize);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller upholds the contract of this function.
     unsafe { std::ptr::copy_nonoverlapping(elements.as_ptr(), to, elements.len()) };
 }

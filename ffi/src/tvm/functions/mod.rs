@@ -26,7 +26,7 @@ macro_rules! exported {
             count: i32,
             result: *mut c_void,
         ) -> i32 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller upholds the contract of this function.
             unsafe { call(stringify!($function), $family::$function, values.cast(), count, result.cast()) }
         }
     )*};

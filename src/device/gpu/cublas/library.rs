@@ -131,7 +131,7 @@ impl Library {
         // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it
         // returns). The scalars have the type that the description names, and are read before the call
         // returns. The workspace is an allocation, so it begins at a multiple of 256 bytes, as required. The
-        // caller promises the rest.
+        // caller guarantees the rest.
         unsafe {
             result::matmul(
                 self.handle.0,

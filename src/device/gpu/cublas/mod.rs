@@ -1,6 +1,6 @@
 //! Row-invariant matrix products on a GPU, computed by cuBLASLt.
 //!
-//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise this: it
+//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not guarantee this: it
 //! selects an algorithm by the row count, and algorithms sum in different orders. This module therefore selects the
 //! algorithms of each shape itself, one per [bucket](buckets) of row counts, among the algorithms that cuBLASLt
 //! [proposes](heuristics): the set with the least time, among all sets whose results are equal in all bits. When a

@@ -80,7 +80,7 @@ impl Gguf {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
-        // SAFETY: the caller promises that the file does not change.
+        // SAFETY: the caller guarantees that the file does not change.
         unsafe { Self::open(path, FileAccess::Map) }
     }
 
@@ -99,10 +99,10 @@ impl Gguf {
     }
 
     /// # Safety
-    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    /// With [`FileAccess::Map`], the contract of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
         let open = |path: &Path| {
-            // SAFETY: the caller makes the same promise.
+            // SAFETY: the caller upholds the same contract.
             let bytes = unsafe { load(path, access)? };
             ParsedFile::parse(path, bytes)
         };

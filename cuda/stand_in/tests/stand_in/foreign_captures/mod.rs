@@ -60,7 +60,7 @@ impl Foreign {
 
 impl Captured<'_> {
     fn launch(&self) {
-        // SAFETY: graph and stream are alive, and the operands too, as the caller of `captured` promised.
+        // SAFETY: graph and stream are alive, and the operands too, as the caller of `captured` guarantees.
         unsafe { result::graph::launch(self.executable, self.on.raw) }.unwrap();
     }
 }
