@@ -90,43 +90,90 @@ pub struct Rows {
     pub cached: usize,
 }
 
+/// Sums over the rows of a step, which determine the step's duration.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Candidate rows, and rows of prompts.
+    pub candidates: usize,
+    /// Candidate rows whose logits are computed.
+    pub logits: usize,
+    /// Mask rows in the verification pass.
+    pub mask_rows: usize,
+    /// Mask rows in the verification pass whose logits may be computed.
+    pub all_slots: usize,
+    /// Draft tokens that are drawn in the verification pass.
+    pub in_pass: usize,
+    /// Cached positions of all sequences.
+    pub cached: usize,
+    /// Sum over the sequences of cached positions times mask groups after the first.
+    pub group_cached: usize,
+    /// Mask rows in the drafting pass.
+    pub draft_rows: usize,
+    /// Draft tokens that are drawn in the drafting pass.
+    pub drawn: usize,
+    /// Cached positions of the sequences in the drafting pass.
+    pub draft_cached: usize,
+}
+
+impl Totals {
+    /// Adds the rows of a sequence.
+    pub fn add(&mut self, rows: &Rows) {
+        let drawn = rows.slots.saturating_sub(1);
+        self.sequences += 1;
+        self.candidates += rows.candidates;
+        self.logits += rows.logits;
+        self.mask_rows += rows.groups * rows.slots;
+        self.all_slots += rows.groups * drawn;
+        self.in_pass += if rows.groups > 0 && !rows.apart { drawn } else { 0 };
+        self.cached += rows.cached;
+        self.group_cached += rows.cached * rows.groups.saturating_sub(1);
+        if rows.apart {
+            self.draft_rows += rows.slots;
+            self.drawn += drawn;
+            self.draft_cached += rows.cached;
+        }
+    }
+
+    /// Returns the sums over the rows of all sequences of a step.
+    pub fn of(sequences: &[Rows]) -> Self {
+        let mut totals = Self::default();
+        sequences.iter().for_each(|rows| totals.add(rows));
+        totals
+    }
+}
+
 impl Machine {
     /// Returns the duration of a step in seconds, without noise.
     pub fn seconds(&self, sequences: &[Rows]) -> f64 {
-        let sum = |of: &dyn Fn(&Rows) -> usize| sequences.iter().map(of).sum::<usize>();
-        let candidates = sum(&|rows| rows.candidates);
+        self.seconds_of(&Totals::of(sequences))
+    }
+
+    /// Returns the duration in seconds of a step with these sums over its rows, without noise.
+    pub fn seconds_of(&self, totals: &Totals) -> f64 {
+        let Totals { candidates, logits, in_pass, .. } = *totals;
         if candidates == 0 {
             return self.step_us * 1e-6;
         }
-        let mask_rows = sum(&|rows| rows.groups * rows.slots);
-        let logits = sum(&|rows| rows.logits);
-        let drafted = |rows: &Rows| rows.slots.saturating_sub(1);
-        let all_slots = sum(&|rows| rows.groups * drafted(rows));
-        let in_pass = sum(&|rows| if rows.groups > 0 && !rows.apart { drafted(rows) } else { 0 });
         let layers = (self.head_layers + self.tail_layers) as f64;
         let tail = self.tail_layers as f64;
         let mut us = self.step_us + self.pass_us + layers * self.layer_us;
         us += self.head_layers as f64 * self.layer.us(candidates)
-            + tail * self.layer.us(candidates + mask_rows);
-        us += self.sequence_us * sequences.len() as f64;
+            + tail * self.layer.us(candidates + totals.mask_rows);
+        us += self.sequence_us * totals.sequences as f64;
         us += if in_pass > 0 {
             let apart = self.lm_head.us(logits) + self.lm_head.us(in_pass);
-            self.lm_head.us(logits + all_slots).min(apart) + self.draft_row_us * in_pass as f64
+            self.lm_head.us(logits + totals.all_slots).min(apart) + self.draft_row_us * in_pass as f64
         } else {
             self.lm_head.us(logits)
         };
-        let ns = |rows: &Rows| {
-            let further = rows.groups.saturating_sub(1) as f64;
-            rows.cached as f64 * (layers * self.position_ns + tail * self.group_position_ns * further)
-        };
-        us += 1e-3 * sequences.iter().map(ns).sum::<f64>();
-        let slots = sum(&|rows| if rows.apart { rows.slots } else { 0 });
-        if slots > 0 {
-            let drawn = sum(&|rows| if rows.apart { drafted(rows) } else { 0 });
-            us += self.pass_us + tail * (self.layer_us + self.layer.us(slots));
-            us += self.lm_head.us(drawn) + self.draft_row_us * drawn as f64;
-            let cached = sum(&|rows| if rows.apart { rows.cached } else { 0 });
-            us += 1e-3 * tail * self.position_ns * cached as f64;
+        us += 1e-3 * layers * self.position_ns * totals.cached as f64;
+        us += 1e-3 * tail * self.group_position_ns * totals.group_cached as f64;
+        if totals.draft_rows > 0 {
+            us += self.pass_us + tail * (self.layer_us + self.layer.us(totals.draft_rows));
+            us += self.lm_head.us(totals.drawn) + self.draft_row_us * totals.drawn as f64;
+            us += 1e-3 * tail * self.position_ns * totals.draft_cached as f64;
         }
         us * 1e-6
     }

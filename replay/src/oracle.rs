@@ -1,6 +1,6 @@
 //! The oracle: it knows the machine and every match length, so its result is about an upper bound for every policy.
 
-use flexdraft::decode::{BatchView, Choice};
+use flexdraft::decode::{BatchView, Choice, SequenceView};
 use flexdraft::layout::GroupSet;
 
 use crate::load::Kind;
@@ -13,14 +13,12 @@ use crate::seat::Seat;
 /// drafts it drafts where the next match is longest, in the verification pass or in a separate pass, and chooses the
 /// number with the most tokens minus the price of the step's time.
 #[derive(Clone, Copy, Debug)]
-pub struct Oracle<'a> {
+pub struct Oracle {
     /// Tokens per second: the price of time.
     pub rate: f64,
-    /// Marks the borrow of the recording.
-    pub recording: std::marker::PhantomData<&'a ()>,
 }
 
-impl Oracle<'_> {
+impl Oracle {
     pub(crate) fn choose(
         &self,
         seats: &[&Seat<'_>],
@@ -36,36 +34,12 @@ impl Oracle<'_> {
                 _ => seat.draft().map_or(0, |draft| draft.matches),
             }
         };
-        let mut rows: Vec<Rows> = (0..seats.len())
-            .map(|index| {
-                let (reads, logits) = (views[index].reads, verified(index) + 1);
-                let candidates = if reads > 0 { reads } else { logits };
-                Rows {
-                    candidates,
-                    logits,
-                    slots: views[index].block_size,
-                    cached: seats[index].cached,
-                    ..Rows::default()
-                }
-            })
-            .collect();
-        rows.extend(views[seats.len()..].iter().map(|view| Rows {
-            candidates: view.reads,
-            slots: view.block_size,
-            cached: read_before,
-            ..Rows::default()
-        }));
+        let rows = base_rows(seats, views, read_before, verified);
         let accepted = |index: usize| {
             let matches = seats[index].draft().map_or(0, |draft| draft.matches);
             matches.min(verified(index))
         };
-        // The price of a row is taken from the step's own rows, one more for each sequence.
-        let more: Vec<Rows> = rows
-            .iter()
-            .map(|row| Rows { candidates: row.candidates + 2, logits: row.logits + 2, ..*row })
-            .collect();
-        let row_price =
-            self.rate * (machine.seconds(&more) - machine.seconds(&rows)) / (2 * rows.len().max(1)) as f64;
+        let row_price = row_price(self.rate, machine, &rows);
         let gain = |index: usize| {
             let seat = seats[index];
             if seat.kind == Kind::MayNotDraft {
@@ -116,4 +90,36 @@ impl Oracle<'_> {
         }
         choices
     }
+}
+
+/// Returns the rows of a step without drafts, which verifies `verified` tokens of each sequence and reads all prompts.
+pub(crate) fn base_rows(
+    seats: &[&Seat<'_>],
+    views: &[SequenceView<'_>],
+    read_before: usize,
+    verified: impl Fn(usize) -> usize,
+) -> Vec<Rows> {
+    let of_seat = |(index, seat): (usize, &&Seat<'_>)| {
+        let (reads, logits) = (views[index].reads, verified(index) + 1);
+        let candidates = if reads > 0 { reads } else { logits };
+        Rows { candidates, logits, slots: views[index].block_size, cached: seat.cached, ..Rows::default() }
+    };
+    let of_other = |view: &SequenceView<'_>| Rows {
+        candidates: view.reads,
+        slots: view.block_size,
+        cached: read_before,
+        ..Rows::default()
+    };
+    let others = views[seats.len()..].iter().map(of_other);
+    seats.iter().enumerate().map(of_seat).chain(others).collect()
+}
+
+/// Returns the price of a row in tokens, at a price of time of `rate` tokens per second: the mean price of two more rows per
+/// sequence.
+pub(crate) fn row_price(rate: f64, machine: &Machine, rows: &[Rows]) -> f64 {
+    let more: Vec<Rows> = rows
+        .iter()
+        .map(|row| Rows { candidates: row.candidates + 2, logits: row.logits + 2, ..*row })
+        .collect();
+    rate * (machine.seconds(&more) - machine.seconds(rows)) / (2 * rows.len().max(1)) as f64
 }

@@ -1,17 +1,17 @@
-//! The report of a replay: compares a policy with the fixed modes and the oracle.
-
-use std::marker::PhantomData;
+//! The report of a replay: compares a policy with the fixed modes and the bounds.
 
 use flexdraft::decode::{Mode, Policy};
 
+use crate::hindsight::Hindsight;
+use crate::informed::Informed;
 use crate::load::Load;
 use crate::machine::{Machine, Products};
 use crate::oracle::Oracle;
 use crate::recording::Recording;
 use crate::simulate::{Driver, Outcome, replay};
 
-/// The number of times that the oracle's price of time is taken from its own result.
-const ORACLE_ROUNDS: usize = 3;
+/// The number of times that a bound's price of time is taken from its own result.
+const ROUNDS: usize = 3;
 
 /// One line of a report: the tokens per second of the modes, the oracle and a policy.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Line {
     pub batch: usize,
     /// Tokens per second of the oracle.
     pub oracle: f64,
+    /// Tokens per second of the informed bound.
+    pub informed: f64,
     /// Tokens per second without drafts, requests that must draft included.
     pub ar: f64,
     /// Tokens per second of sequential drafting.
@@ -43,6 +45,10 @@ pub struct Line {
     pub oracle_of_best_mode: f64,
     /// The fraction of the gap between the best fixed mode and the oracle that the policy closes.
     pub gap_closed: f64,
+    /// The informed bound's tokens per second over the best fixed mode's.
+    pub informed_of_best_mode: f64,
+    /// The fraction of the gap between the best fixed mode and the informed bound that the policy closes.
+    pub informed_gap_closed: f64,
     /// The policy's mean verify length and mask groups per verification, and the fraction of steps with a drafting pass.
     pub mean_verify_len: f64,
     /// Mean number of mask groups.
@@ -51,7 +57,7 @@ pub struct Line {
     pub steps_with_drafting_pass: f64,
 }
 
-/// Replays one load with the fixed modes, the oracle and a policy that `policy` makes.
+/// Replays one load with the fixed modes, the bounds and a policy that `policy` makes.
 pub fn line(
     recording: &Recording,
     machine: &Machine,
@@ -65,13 +71,15 @@ pub fn line(
     let mut without = Mode::Autoregressive;
     let obliged = replay(&mut Driver::Obliged(&mut without), recording, machine, load, seed).rate();
     let best = obliged.max(sequential).max(parallel);
-    let mut oracle: f64 = best;
-    // The oracle prices time in noiseless seconds of the first half, which are shorter than the counted seconds.
+    // The bounds price time in noiseless seconds of the first half, which are shorter than the counted seconds.
     let noise = noise(recording, machine, load, seed);
-    for _ in 0..ORACLE_ROUNDS {
-        let driver = Oracle { rate: oracle * noise, recording: PhantomData };
-        oracle = oracle.max(replay(&mut Driver::Oracle(driver), recording, machine, load, seed).rate());
-    }
+    let reached = |driver: &mut Driver<'_>| replay(driver, recording, machine, load, seed).rate();
+    let bound = |at_price: &dyn Fn(f64) -> f64| {
+        (0..ROUNDS).fold(best, |rate: f64, _| rate.max(at_price(rate * noise)))
+    };
+    let oracle = bound(&|rate| reached(&mut Driver::Oracle(Oracle { rate })));
+    let hindsight = Hindsight::of(recording);
+    let informed = bound(&|rate| reached(&mut Driver::Informed(Informed { rate, hindsight: &hindsight })));
     let found: Outcome = run(&mut *policy());
     let verifications = found.verifications.max(1) as f64;
     Line {
@@ -81,6 +89,7 @@ pub fn line(
         load: load.name,
         batch: load.batch,
         oracle: round(oracle),
+        informed: round(informed),
         ar: round(ar),
         sequential: round(sequential),
         parallel: round(parallel),
@@ -88,6 +97,8 @@ pub fn line(
         of_best_mode: round(found.rate() / best),
         oracle_of_best_mode: round(oracle / best),
         gap_closed: round((found.rate() - best) / (oracle - best)),
+        informed_of_best_mode: round(informed / best),
+        informed_gap_closed: round((found.rate() - best) / (informed - best)),
         mean_verify_len: round(found.verified as f64 / verifications),
         mean_groups: round(found.groups as f64 / verifications),
         steps_with_drafting_pass: round(found.apart as f64 / found.steps.max(1) as f64),
@@ -118,19 +129,20 @@ fn round(value: f64) -> f64 {
 
 /// Returns the header of a table of lines.
 pub fn header() -> &'static str {
-    "drafts           machine           load                          batch     oracle         ar sequential   parallel     \
-     policy  of best  oracle  closed     v  groups  apart"
+    "drafts           machine           load                          batch     oracle   informed         ar sequential   \
+     parallel     policy  of best  oracle  closed  informed  closed     v  groups  apart"
 }
 
 /// Returns a line of a table.
 pub fn text(line: &Line) -> String {
     format!(
-        "{:<16} {:<17} {:<29} {:>5} {:>10.0} {:>10.0} {:>10.0} {:>10.0} {:>10.0}   {:>6.3}  {:>6.3}  {:>6.2}  {:>4.1}  {:>6.2}  {:>5.2}",
+        "{:<16} {:<17} {:<29} {:>5} {:>10.0} {:>10.0} {:>10.0} {:>10.0} {:>10.0} {:>10.0}   {:>6.3}  {:>6.3}  {:>6.2}  {:>8.3}  {:>6.2}  {:>4.1}  {:>6.2}  {:>5.2}",
         line.drafts,
         line.machine,
         line.load,
         line.batch,
         line.oracle,
+        line.informed,
         line.ar,
         line.sequential,
         line.parallel,
@@ -138,6 +150,8 @@ pub fn text(line: &Line) -> String {
         line.of_best_mode,
         line.oracle_of_best_mode,
         line.gap_closed,
+        line.informed_of_best_mode,
+        line.informed_gap_closed,
         line.mean_verify_len,
         line.mean_groups,
         line.steps_with_drafting_pass,

@@ -13,6 +13,8 @@ pub struct Seat<'a> {
     pub(crate) number: u64,
     pub(crate) random: Random,
     pub(crate) transcript: &'a [Draft],
+    /// Index of the transcript in the recording.
+    pub(crate) place: usize,
     /// Index in the transcript of the draft that follows the newest token.
     pub(crate) at: usize,
     /// Whether the draft at `at` was made.
@@ -30,7 +32,8 @@ impl<'a> Seat<'a> {
     /// Begins a transcript that is drawn at random. A sequence without end gets a drawn number of cached positions too.
     /// The number is the same for every policy, so that a fast policy does not pay for more positions.
     pub(crate) fn begin(&mut self, recording: &'a Recording, context: usize) {
-        self.transcript = &recording.transcripts[self.random.below(recording.transcripts.len())];
+        self.place = self.random.below(recording.transcripts.len());
+        self.transcript = &recording.transcripts[self.place];
         (self.at, self.drafted) = (0, false);
         if self.wanted == usize::MAX {
             self.cached = context + self.random.below(LONGEST.saturating_sub(context).max(1));

@@ -5,6 +5,7 @@ use flexdraft::decode::{
     BatchView, Choice, Confidence, Policy, SequenceStep, SequenceView, StepMode, StepView,
 };
 
+use crate::informed::Informed;
 use crate::load::{Kind, Load};
 use crate::machine::{Machine, Rows};
 use crate::oracle::Oracle;
@@ -28,8 +29,10 @@ pub enum Driver<'a> {
     /// A policy together with which the engine drafts for the requests that must draft, even if the policy itself never
     /// drafts.
     Obliged(&'a mut dyn Policy),
+    /// The informed bound, which knows the machine and all acceptance probabilities.
+    Informed(Informed<'a>),
     /// An oracle, which knows the machine and all match lengths.
-    Oracle(Oracle<'a>),
+    Oracle(Oracle),
 }
 
 /// The counts of a replay, without its first steps.
@@ -83,6 +86,7 @@ pub fn replay(
                 number: numbers,
                 random,
                 transcript,
+                place: 0,
                 at,
                 drafted,
                 cached,
@@ -123,10 +127,14 @@ pub fn replay(
         let batch = BatchView { sequences: &views, groups_allowed: true };
         let must_draft = match driver {
             Driver::Policy(policy) => policy.drafts(),
-            Driver::Obliged(_) | Driver::Oracle(_) => true,
+            Driver::Obliged(_) | Driver::Informed(_) | Driver::Oracle(_) => true,
         };
         let mut choices = match driver {
             Driver::Policy(policy) | Driver::Obliged(policy) => policy.choose(&batch),
+            Driver::Informed(informed) => {
+                let present: Vec<&Seat<'_>> = present.iter().map(|&seat| &seats[seat]).collect();
+                informed.choose(&present, &batch, machine, read_before)
+            }
             Driver::Oracle(oracle) => {
                 let present: Vec<&Seat<'_>> = present.iter().map(|&seat| &seats[seat]).collect();
                 oracle.choose(&present, &batch, machine, read_before)

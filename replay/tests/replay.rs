@@ -1,13 +1,13 @@
 //! Tests of the replay itself: what it simulates is what it says.
 
-use std::marker::PhantomData;
-
 use flexdraft::decode::{BatchView, Choice, Flex, Mode, Policy, StepView};
+use flexdraft_replay::hindsight::Hindsight;
+use flexdraft_replay::informed::Informed;
 use flexdraft_replay::load::Load;
 use flexdraft_replay::machine::{Machine, Rows};
 use flexdraft_replay::oracle::Oracle;
 use flexdraft_replay::probe::probed;
-use flexdraft_replay::recording::Recording;
+use flexdraft_replay::recording::{Draft, Recording};
 use flexdraft_replay::report::line;
 use flexdraft_replay::simulate::{Driver, replay};
 
@@ -94,23 +94,65 @@ fn fixed_modes_commit_what_the_recording_says() {
     }
 }
 
+/// Returns the tokens per second of the best fixed mode.
+fn best_mode(recording: &Recording, machine: &Machine, load: &Load) -> f64 {
+    let modes = [Mode::Autoregressive, Mode::Sequential, Mode::Parallel];
+    let rates =
+        modes.map(|mut mode| replay(&mut Driver::Obliged(&mut mode), recording, machine, load, 1).rate());
+    rates.into_iter().fold(0.0, f64::max)
+}
+
+/// A line has the rates of its replays, and no bound is below the best mode.
+#[test]
+fn a_line_compares_a_policy_with_modes_and_bounds() {
+    let (recording, [h100, ..]) = (recording(), machines());
+    let load = Load { steps: 300, not_counted: 20, ..Load::quiet(2) };
+    let found = line(&recording, &h100, &load, 1, &|| Box::new(Mode::Sequential));
+    let best = best_mode(&recording, &h100, &load);
+    assert_eq!(found.policy, found.sequential);
+    assert!((found.of_best_mode - found.policy / best).abs() < 1e-3, "{found:?}");
+    assert!(found.oracle_of_best_mode >= 1.0 && found.informed_of_best_mode >= 1.0, "{found:?}");
+}
+
+/// The informed bound lies between the modes and the oracle.
 #[test]
 fn nothing_beats_the_oracle() {
     let recording = recording();
+    let hindsight = Hindsight::of(&recording);
     for machine in machines() {
         for load in [Load::quiet(1), Load::quiet(16)].into_iter().chain(Load::all(8)) {
             let load = Load { steps: 600, not_counted: 0, ..load };
-            let modes = [Mode::Autoregressive, Mode::Sequential, Mode::Parallel];
-            let best = modes
-                .map(|mut mode| {
-                    replay(&mut Driver::Obliged(&mut mode), &recording, &machine, &load, 1).rate()
-                })
-                .into_iter()
-                .fold(0.0, f64::max);
+            let best = best_mode(&recording, &machine, &load);
             // Time costs on average about 1.5 times the noiseless time: the second half is slower, and there are outliers.
-            let oracle = Oracle { rate: best * 1.55, recording: PhantomData };
-            let found = replay(&mut Driver::Oracle(oracle), &recording, &machine, &load, 1).rate();
-            assert!(found > 0.99 * best, "{} {load:?}: {found} {best}", machine.name);
+            let rate = best * 1.55;
+            let oracle = Driver::Oracle(Oracle { rate });
+            let informed = Driver::Informed(Informed { rate, hindsight: &hindsight });
+            let [oracle, informed] = [oracle, informed]
+                .map(|mut driver| replay(&mut driver, &recording, &machine, &load, 1).rate());
+            assert!(oracle > 0.99 * best, "{} {load:?}: {oracle} {best}", machine.name);
+            assert!(informed > 0.97 * best, "{} {load:?}: {informed} {best}", machine.name);
+            assert!(informed < 1.01 * oracle, "{} {load:?}: {informed} {oracle}", machine.name);
+        }
+    }
+}
+
+/// If confidences tell every match length, the informed bound knows as much as the oracle.
+#[test]
+fn the_informed_bound_reaches_the_oracle_if_confidences_tell_match_lengths() {
+    let draft = Draft { matches: 2, confidence: vec![0.9, 0.8, 0.1] };
+    let recording =
+        Recording { pair: "certain".into(), block_size: 4, transcripts: vec![vec![draft; 120]; 3] };
+    let hindsight = Hindsight::of(&recording);
+    for machine in machines() {
+        for load in [Load::quiet(1), Load::quiet(16)].into_iter().chain(Load::all(8)) {
+            let load = Load { steps: 400, not_counted: 0, ..load };
+            let mut plain = Mode::Autoregressive;
+            let plain = replay(&mut Driver::Policy(&mut plain), &recording, &machine, &load, 1).rate();
+            let rate = plain * 1.55;
+            let [oracle, informed] =
+                [Driver::Oracle(Oracle { rate }), Driver::Informed(Informed { rate, hindsight: &hindsight })]
+                    .map(|mut driver| replay(&mut driver, &recording, &machine, &load, 1).rate());
+            assert!((informed / oracle - 1.0).abs() < 0.02, "{} {load:?}: {informed} {oracle}", machine.name);
         }
     }
 }
@@ -122,8 +164,9 @@ fn flex_is_as_good_as_the_best_mode() {
     let bundled = Recording::parse(include_str!("../recordings/bundled.txt")).unwrap();
     let [h100, small, cpu] = machines();
     let found = |recording: &Recording, machine: &Machine, load: Load| {
-        let flex = || -> Box<dyn Policy> { Box::new(Flex::new(probed(machine, recording.block_size))) };
-        line(recording, machine, &load, 1, &flex)
+        let mut flex = Flex::new(probed(machine, recording.block_size));
+        let rate = replay(&mut Driver::Policy(&mut flex), recording, machine, &load, 1).rate();
+        rate / best_mode(recording, machine, &load)
     };
     let mut below = Vec::new();
     for (recording, machine, load, least) in [
@@ -143,9 +186,9 @@ fn flex_is_as_good_as_the_best_mode() {
         (&recording(), &small, Load::quiet(256), 0.98),
         (&bundled, &cpu, Load { arrivals: true, ..Load::quiet(1) }, 0.95),
     ] {
-        let line = found(recording, machine, load);
-        if line.of_best_mode < least {
-            below.push(format!("{line:?}"));
+        let of_best_mode = found(recording, machine, load);
+        if of_best_mode < least {
+            below.push(format!("{} {} {load:?}: {of_best_mode}", recording.pair, machine.name));
         }
     }
     assert!(below.is_empty(), "{}", below.join("\n"));
