@@ -205,12 +205,12 @@ impl<R: Runtime> Operands<R> {
             }
             tables.push(i * CANDIDATES, CANDIDATES, &edits, VOCAB).unwrap();
         }
-        for i in 0..BATCH {
+        for (i, &start) in starts.iter().enumerate() {
             let live = step.sequences.get(i);
             let request = VerifySequence {
                 rule: live.map_or(Rule::Match, |(rule, _)| *rule),
                 seed: step.seed,
-                position: starts[i],
+                position: start,
                 drafts: live.map_or(0, |_| DRAFTED),
                 first_target: i * CANDIDATES,
                 first_draft: Some(i * DRAFTED),
