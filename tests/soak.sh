@@ -14,7 +14,7 @@ run() {
     | grep '^[^#].* .*\.$' | sed 's/^/- /'
 }
 start=$SECONDS
-growth=$(run 4200 stand_in an_engine_keeps_nothing_from_request_to_request)
+growth=$(run 5000 stand_in an_engine_keeps_nothing_from_request_to_request)
 law=$(run 2000 gpu_device chained_drafts_are_lossless_on_the_emulator)
 rows=$(run 200 kernels a_candidate_has_its_bits_beside_any_number_of_others)
 {
