@@ -180,13 +180,7 @@ impl Drafter {
                 compute: target.compute(),
             })
         };
-        let lm_head = match shortlist {
-            Shortlist::All(_) => target.lm_head().clone(),
-            Shortlist::Some { ids, .. } => {
-                let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(device)?;
-                target.lm_head().index_select(&ids, 0)?
-            }
-        };
+        let lm_head = shortlist.rows(target.lm_head())?;
         Ok(Self {
             kind: shape.kind,
             block_size: shape.block_size,
@@ -220,7 +214,24 @@ impl Drafter {
         let entry = tensor(&exported.mask_embedding, dtype, device)?;
         let shortlist = Shortlist::All(weights.config.vocab_size);
         let drafter = Self::new(weights, target, shape, &shortlist, &entry, 0)?;
-        let mut tensors = HashMap::from([("mask_embedding".to_owned(), entry.unsqueeze(0)?)]);
+        drafter.load_exported(target, exported, &shortlist)?;
+        Ok(drafter)
+    }
+
+    /// Loads the weights of an exported drafter of the same shape. Rows of the calibrator's W2 and b2 for ids outside
+    /// `shortlist`, the shortlist of this drafter, are not used.
+    ///
+    /// # Errors
+    /// Candle's errors: mismatched shapes, out of memory.
+    pub fn load_exported(
+        &self,
+        target: &FrozenTarget,
+        exported: &DrafterWeights,
+        shortlist: &Shortlist,
+    ) -> Result<()> {
+        let (dtype, device) = (target.dtype(), target.device());
+        let entry = tensor(&exported.mask_embedding, dtype, device)?.unsqueeze(0)?;
+        let mut tensors = HashMap::from([("mask_embedding".to_owned(), entry)]);
         for (index, attention) in exported.attention.iter().enumerate() {
             let projectors = Projectors::new(attention, dtype, device)?;
             let name = |part: &str| format!("layers.{index}.self_attn.{part}");
@@ -238,19 +249,18 @@ impl Drafter {
         if let Some(calibrator) = &exported.calibrator {
             let hidden = target.config().hidden_size;
             let w1 = tensor(&calibrator.hidden.weight, dtype, device)?;
-            let bias = |linear: &LinearWeights, rows: usize| match &linear.bias {
+            let bias = |linear: &LinearWeights| match &linear.bias {
                 Some(bias) => tensor(bias, dtype, device),
-                None => Tensor::zeros(rows, dtype, device),
+                None => Tensor::zeros(linear.weight.shape()[0], dtype, device),
             };
             let w2 = tensor(&calibrator.output.weight, dtype, device)?;
-            let b2 = bias(&calibrator.output, weights.config.vocab_size)?.unsqueeze(1)?;
+            let output = Tensor::cat(&[w2, bias(&calibrator.output)?.unsqueeze(1)?], 1)?;
             tensors.insert("calibrator.bonus_half".into(), w1.narrow(1, 0, hidden)?);
             tensors.insert("calibrator.hidden_half".into(), w1.narrow(1, hidden, hidden)?);
-            tensors.insert("calibrator.bias".into(), bias(&calibrator.hidden, rank)?);
-            tensors.insert("calibrator.output".into(), Tensor::cat(&[w2, b2], 1)?);
+            tensors.insert("calibrator.bias".into(), bias(&calibrator.hidden)?);
+            tensors.insert("calibrator.output".into(), shortlist.rows(&output)?);
         }
-        drafter.load(&tensors)?;
-        Ok(drafter)
+        self.load(&tensors)
     }
 
     /// Sets the calibrator's learning rate to `rate` times the learning rate of the other parameters. Call it before

@@ -6,6 +6,9 @@
 
 use std::collections::HashMap;
 
+use candle_core::{Device, Result, Tensor};
+use half::bf16;
+
 /// The bias b2 of ids that a drafter was not tuned on, so low that they are never drafted.
 pub const UNLISTED_BIAS: f32 = -1e4;
 
@@ -42,6 +45,15 @@ impl Shortlist {
         Self::of(ids)
     }
 
+    /// Returns the shortlist of an exported drafter whose calibrator has the biases `b2`, one per id of the vocabulary.
+    pub fn of_biases(b2: &[f32]) -> Self {
+        // Drafters are exported in bf16.
+        let unlisted = bf16::from_f32(UNLISTED_BIAS).to_f32();
+        let listed = b2.iter().zip(0u32..).filter(|&(&bias, _)| bias > unlisted);
+        let ids: Vec<u32> = listed.map(|(_, id)| id).collect();
+        if ids.len() == b2.len() { Self::All(b2.len()) } else { Self::of(ids) }
+    }
+
     /// Returns a shortlist of the given ids.
     pub fn of(mut ids: Vec<u32>) -> Self {
         ids.sort_unstable();
@@ -60,6 +72,20 @@ impl Shortlist {
     /// Returns whether the shortlist is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Returns the rows of the shortlist's ids in `table`, which has a row for each id of the vocabulary.
+    ///
+    /// # Errors
+    /// Candle's errors: an id outside the vocabulary, out of memory.
+    pub fn rows(&self, table: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::All(_) => Ok(table.clone()),
+            Self::Some { ids, .. } => {
+                let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(table.device())?;
+                table.index_select(&ids, 0)
+            }
+        }
     }
 
     /// Returns the index of an id in the shortlist, if it is listed.

@@ -111,17 +111,16 @@ impl ChainHeads {
     /// # Errors
     /// Candle's errors: out of memory.
     pub fn from_weights(target: &FrozenTarget, exported: &ChainWeights) -> Result<Self> {
-        let hidden = target.config().hidden_size;
-        let [first, second] = [&exported.first, &exported.second]
-            .map(|layer| tensor(&layer.weight, target.dtype(), target.device()));
-        let layers = match exported.config.kind {
-            ChainKind::Pair => vec![first?, second?],
-            ChainKind::Hidden => {
-                let first = first?;
-                vec![first.narrow(1, 0, hidden)?, first.narrow(1, hidden, hidden)?, second?]
-            }
-        };
-        Self::with_layers(exported.config, layers, target)
+        Self::with_layers(exported.config, exported_layers(exported, target)?, target)
+    }
+
+    /// Loads the weights of an exported chain of the same kind and rank.
+    ///
+    /// # Errors
+    /// Candle's errors: mismatched shapes, out of memory.
+    pub fn load_exported(&self, target: &FrozenTarget, exported: &ChainWeights) -> Result<()> {
+        let names = self.parameters.iter().map(|parameter| parameter.name.clone());
+        self.load(&names.zip(exported_layers(exported, target)?).collect())
     }
 
     fn with_layers(config: ChainConfig, layers: Vec<Tensor>, target: &FrozenTarget) -> Result<Self> {
@@ -286,6 +285,20 @@ impl ChainHeads {
         }
         Ok(predictions)
     }
+}
+
+/// Returns the trained tensors of an exported chain, in the order of the parameters.
+fn exported_layers(exported: &ChainWeights, target: &FrozenTarget) -> Result<Vec<Tensor>> {
+    let hidden = target.config().hidden_size;
+    let [first, second] = [&exported.first, &exported.second]
+        .map(|layer| tensor(&layer.weight, target.dtype(), target.device()));
+    Ok(match exported.config.kind {
+        ChainKind::Pair => vec![first?, second?],
+        ChainKind::Hidden => {
+            let first = first?;
+            vec![first.narrow(1, 0, hidden)?, first.narrow(1, hidden, hidden)?, second?]
+        }
+    })
 }
 
 /// Returns the id of the largest logit, ties to the lowest id, and its probability among the ids.

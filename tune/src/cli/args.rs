@@ -212,6 +212,10 @@ pub struct TuneArgs {
     /// Token id whose embedding the mask tokens of an Orthrus drafter start from [default: the last id]
     #[arg(long, value_name = "ID", help_heading = "Drafter")]
     pub mask_token: Option<u32>,
+    /// Directory of a FlexDraft drafter to go on from: the run starts with its weights instead of the target's. Its sizes must
+    /// be those of the other options, except for the block size; --chain adds a chain if it has none [default: none]
+    #[arg(long, value_name = "DRAFTER", help_heading = "Drafter")]
+    pub init_from: Option<PathBuf>,
     /// Number of the target's last layers that get attention projectors for mask tokens; by default, all layers if the
     /// target has fewer layers than this default
     #[arg(long, value_name = "N", help_heading = "Drafter")]

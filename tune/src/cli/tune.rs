@@ -68,6 +68,7 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
         }
     }
     settings.mask_token = args.mask_token.or(settings.mask_token);
+    settings.init_from = args.init_from.clone().or(settings.init_from);
     take!(args => settings; tail_layers, block_size, rank, shortlist, whole_tail, calibrator_rate, ema);
     take_training!(args.training => settings);
     if let Some(kind) = args.chain {

@@ -15,6 +15,7 @@ mod ranks;
 mod run;
 mod run_loop;
 mod settings;
+mod start;
 mod training;
 pub mod walk;
 

@@ -18,6 +18,7 @@ use super::run_loop::{
     Observer, Outcome, Run, StepGradients, Trainee, check_best_drafter, drafter_dir, find_checkpoint,
 };
 use super::settings::{DrafterChoice, Settings};
+use super::start::Start;
 use super::training::TrainingSettings;
 use super::walk::{Drafting, Walk, walk};
 use crate::chain::{ChainHeads, ChainSlots, TRAINED_IDS, export_chain};
@@ -51,10 +52,10 @@ pub struct TunedTarget<'a> {
 /// settings.json.
 ///
 /// # Errors
-/// [`TuneError::Setting`], also for a transcript with ids outside the target's vocabulary;
-/// [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint belongs to other settings, transcripts or
-/// another target; [`TuneError::NotFinite`] for a loss that is not a number; [`TuneError::WeightsNotFinite`]; errors of
-/// files and tensors.
+/// [`TuneError::Setting`], also for a transcript with ids outside the target's vocabulary, and for a setting that differs
+/// from the drafter that the run starts from; [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint
+/// belongs to other settings, transcripts or another target; [`TuneError::NotFinite`] for a loss that is not a number;
+/// [`TuneError::WeightsNotFinite`]; errors of files and tensors.
 pub fn run(
     target: TunedTarget<'_>,
     train: Vec<Transcript>,
@@ -153,12 +154,17 @@ impl<'a> Tuned<'a> {
             };
             check_best_drafter(description, &exported, &file)?;
         }
-        let shortlist = match &found {
-            Some((_, description)) if !description.shortlist.is_empty() => {
+        let start = match &found {
+            Some(_) => None,
+            None => Start::read(settings, &weights.config)?,
+        };
+        let shortlist = match (&found, &start) {
+            (Some((_, description)), _) if !description.shortlist.is_empty() => {
                 Shortlist::of(description.shortlist.clone())
             }
-            Some(_) => Shortlist::All(weights.config.vocab_size),
-            None => {
+            (Some(_), _) => Shortlist::All(weights.config.vocab_size),
+            (None, Some(start)) => start.shortlist().clone(),
+            (None, None) => {
                 let tokens = train.iter().flat_map(|transcript| transcript.response.iter().copied());
                 Shortlist::most_frequent(settings.shortlist, weights.config.vocab_size, tokens)
             }
@@ -173,6 +179,9 @@ impl<'a> Tuned<'a> {
         drafter.set_calibrator_rate(settings.calibrator_rate);
         let chain = settings.chain.map(|chain| ChainHeads::new(&target, chain.shape(), settings.seed));
         let chain = chain.transpose()?;
+        if let Some(start) = start {
+            start.load(&target, &drafter, chain.as_ref())?;
+        }
         let chained = chain.as_ref().map_or(&[][..], ChainHeads::parameters);
         let optimizer = AdamW::new([drafter.parameters(), chained].concat(), settings.adam)?;
         let mut mean = HashMap::new();

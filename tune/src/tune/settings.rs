@@ -1,6 +1,8 @@
 //! Settings of a tuning run. Together with the transcripts they determine all its numbers, except for the rounding of
 //! sums, which depends on the kind of device and the number of ranks.
 
+use std::path::PathBuf;
+
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::{DrafterKind, ModelConfig};
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,9 @@ pub struct Settings {
     /// The token whose embedding the mask rows of an Orthrus drafter start from; by default the last id of the
     /// vocabulary. A FlexDraft drafter has a mask embedding of its own.
     pub mask_token: Option<u32>,
+    /// Directory of the FlexDraft drafter whose weights the run starts from; `None` starts from the target's own weights. A
+    /// run that resumes from its checkpoint does not read the drafter again.
+    pub init_from: Option<PathBuf>,
     /// N: number of the target's last layers that get attention projectors for mask rows. An Orthrus drafter has
     /// projectors in all layers, whatever this setting is.
     pub tail_layers: usize,
@@ -87,6 +92,7 @@ impl Default for Settings {
         Self {
             kind: DrafterChoice::default(),
             mask_token: None,
+            init_from: None,
             tail_layers: 8,
             block_size: 8,
             rank: 128,
@@ -138,6 +144,12 @@ impl Settings {
                 return Err(TuneError::setting("chain", format!("{:?}", chain.kind), expected));
             }
             chain.validate()?;
+        }
+        if let Some(dir) = &self.init_from
+            && (self.kind == DrafterChoice::Orthrus || self.whole_tail)
+        {
+            let expected = "no value for an Orthrus drafter or with whole_tail";
+            return Err(TuneError::setting("init_from", dir.display(), expected));
         }
         if shape.rank == 0 && self.shortlist > 0 {
             // Only the bias of a calibrator keeps the other ids from being drafted.

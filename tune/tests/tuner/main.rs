@@ -7,6 +7,7 @@ mod data;
 mod end_to_end;
 mod generated;
 mod gradients;
+mod init_from;
 mod orthrus;
 mod pretrain;
 mod ranks;
