@@ -22,11 +22,16 @@ def to_bf16(values):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def to_float(bits):
-    """Returns numbers of bf16 or f16 as f32."""
-    if bits.dtype == np.float16:
-        return bits.astype(np.float32)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def rounded(values, kind):
+    """Returns numbers as f32 (float32), f16 (float16) or bf16 (uint16)."""
+    return to_bf16(values) if kind == np.uint16 else np.ascontiguousarray(values, kind)
+
+
+def to_float(numbers):
+    """Returns numbers of f32, f16 or bf16 as f32."""
+    if numbers.dtype != np.uint16:
+        return numbers.astype(np.float32)
+    return (numbers.astype(np.uint32) << 16).view(np.float32)
 
 
 def bf16s(random, *shape):
@@ -36,8 +41,7 @@ def bf16s(random, *shape):
 
 def halves(random, kind, *shape):
     """Returns random numbers of f16 (float16) or bf16 (uint16)."""
-    numbers = random.standard_normal(shape, np.float32)
-    return numbers.astype(np.float16) if kind == np.float16 else to_bf16(numbers)
+    return rounded(random.standard_normal(shape, np.float32), kind)
 
 
 def floats(random, *shape):

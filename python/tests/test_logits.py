@@ -5,9 +5,11 @@ import unittest
 import flexdraft
 import numpy as np
 from flexdraft import DraftKind, DraftRows, Purpose, Rule
-from oracles import DRAFT, VERDICT, bf16s, floats, halves, to_float
+from oracles import DRAFT, VERDICT, bf16s, floats, halves, rounded, to_float
 
 VOCAB, STRIDE = 45, 48
+# The types of logits: f32, bf16 and f16.
+KINDS = np.float32, np.uint16, np.float16
 
 
 def samplings(rows, **options):
@@ -138,14 +140,18 @@ class Edits(unittest.TestCase):
         self.push(first_row=0)
         self.push(first_row=2, draft_rows=1)
         self.assertEqual((self.used[0], self.used[2]), (4, 4))
-        logits = 2 * floats(np.random.default_rng(7), 3, STRIDE)
-        expected = logits.copy()
-        expected[0, :VOCAB] = self.edited(logits[0, :VOCAB], [1, 2, 3], [3, 3], [8, 4])
-        expected[1, :VOCAB] = self.edited(logits[1, :VOCAB], [1, 2, 3, 5], [3, 3, 5], [])
-        expected[2, :VOCAB] = self.edited(logits[2, :VOCAB], [], [], [])
-        stats, _ = sampled(logits, samplings(3, temperature=0.0), **self.tables)
-        np.testing.assert_array_equal(logits, expected)
-        np.testing.assert_array_equal(flexdraft.row_stats(stats, "token"), expected[:, :VOCAB].argmax(axis=1))
+        for kind in KINDS:
+            logits = rounded(2 * floats(np.random.default_rng(7), 3, STRIDE), kind)
+            before = to_float(logits)
+            expected = before.copy()
+            expected[0, :VOCAB] = self.edited(before[0, :VOCAB], [1, 2, 3], [3, 3], [8, 4])
+            expected[1, :VOCAB] = self.edited(before[1, :VOCAB], [1, 2, 3, 5], [3, 3, 5], [])
+            expected[2, :VOCAB] = self.edited(before[2, :VOCAB], [], [], [])
+            expected = rounded(expected, kind)
+            stats, _ = sampled(logits, samplings(3, temperature=0.0), **self.tables)
+            np.testing.assert_array_equal(logits, expected)
+            tokens = to_float(expected)[:, :VOCAB].argmax(axis=1)
+            np.testing.assert_array_equal(flexdraft.row_stats(stats, "token"), tokens)
 
     def test_misuse(self):
         def refused(text, **options):
@@ -172,9 +178,11 @@ class Edits(unittest.TestCase):
 
 
 class Acceptance(unittest.TestCase):
+    kind = np.float32
+
     def setUp(self):
         self.random = np.random.default_rng(4)
-        self.target = 2 * floats(self.random, 4, STRIDE)
+        self.target = rounded(2 * floats(self.random, 4, STRIDE), self.kind)
 
     def accepted(self, rule, kind, tokens, sampling, seed=0, **options):
         """Verifies draft tokens with the groups 0, 1 and 3. Returns the verdict's fields, and the committed tokens."""
@@ -192,7 +200,7 @@ class Acceptance(unittest.TestCase):
         return [int(flexdraft.verdict(verdicts, name)[0]) for name in names], list(committed[0])
 
     def test_match(self):
-        best = [int(token) for token in self.target[:, :VOCAB].argmax(axis=1)]
+        best = [int(token) for token in to_float(self.target)[:, :VOCAB].argmax(axis=1)]
         greedy = samplings(4, temperature=0.0)
         for length, group in enumerate((0, 1, -1, 2)):
             tokens = best[:3]
@@ -214,7 +222,7 @@ class Acceptance(unittest.TestCase):
             self.assertEqual(committed[:3], list(tokens))
 
     def test_an_impossible_token_is_rejected(self):
-        self.target[1, :VOCAB] = -np.inf
+        self.target[1, :VOCAB] = rounded(np.full(VOCAB, -np.inf), self.kind)
         self.target[1, 7] = 0
         sampling = samplings(4, temperature=0.8, purpose=Purpose.TARGET, seed=11)
         draft = self.target[:3].copy()
@@ -228,6 +236,18 @@ class Acceptance(unittest.TestCase):
                                              draft_stats=draft_stats)
             self.assertEqual(found[:2], [1, 7], rule)
             self.assertEqual(committed[:3], [tokens[0], 7, -1], rule)
+
+
+class AcceptanceInBf16(Acceptance):
+    """The same with logits of bf16."""
+
+    kind = np.uint16
+
+
+class AcceptanceInF16(Acceptance):
+    """The same with logits of f16."""
+
+    kind = np.float16
 
 
 class Drafts(unittest.TestCase):
@@ -247,19 +267,24 @@ class Drafts(unittest.TestCase):
         self.assertEqual(list(sources) + list(rows), [-1] * 6)
 
     def test_a_chain(self):
+        for kind in KINDS:
+            with self.subTest(kind.__name__):
+                self.chain(kind)
+
+    def chain(self, kind):
         random, rows, count, rank = np.random.default_rng(5), 3, 4, 6
-        logits = 2 * floats(random, rows, STRIDE)
+        logits = rounded(2 * floats(random, rows, STRIDE), kind)
         _, partials = sampled(logits, samplings(rows), sample=flexdraft.sample_partials)
         ids, chosen = np.zeros((rows, count), np.int32), np.zeros((rows, count), np.float32)
         flexdraft.chain_choose(logits, partials, ids, chosen, vocab=VOCAB, calibrated=False)
-        expected = np.argsort(-logits[:, :VOCAB], axis=1, kind="stable")[:, :count]
+        expected = np.argsort(-to_float(logits)[:, :VOCAB], axis=1, kind="stable")[:, :count]
         np.testing.assert_array_equal(ids, expected)
-        np.testing.assert_array_equal(chosen, np.take_along_axis(logits, expected, axis=1))
+        np.testing.assert_array_equal(chosen, np.take_along_axis(to_float(logits), expected, axis=1))
 
-        before, after = floats(random, 1 + rows * count, 8), floats(random, rows * count, 8)
+        before, after = floats(random, 1 + rows * count, 8), rounded(floats(random, rows * count, 8), kind)
         scores = np.zeros((rows, count, count), np.float32)
         flexdraft.chain_score(before, after, np.zeros(rows, np.int32), scores, rank=rank, drafts=1)
-        factors = after[:, :rank].reshape(rows, count, rank)
+        factors = to_float(after)[:, :rank].reshape(rows, count, rank)
         np.testing.assert_allclose(scores[0, 0], factors[0] @ before[0, :rank], atol=1e-5)
         for row in range(1, rows):
             left = before[1 + (row - 1) * count:][:count, :rank]
