@@ -107,8 +107,12 @@ def _arguments(schema: str) -> list[tuple[str, bool]]:
     return [(argument.split("=")[0].split()[-1], "!)" in argument) for argument in arguments]
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """The fake implementation: the operators return nothing, and fake tensors have no elements to write."""
+def _fake(*values: Any, **options: Any) -> None:
+    """The fake implementation. The operators return nothing, and fake tensors have no elements to write. A compiler learns
+    here that tensors are on several devices; shapes and types are checked when the operator runs."""
+    devices = {str(value.device) for value in (*values, *options.values()) if isinstance(value, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors of one call are on {' and '.join(sorted(devices))}, expected one device")
 
 
 def _define(function: Any, schema: str) -> Any:
@@ -125,7 +129,7 @@ def _define(function: Any, schema: str) -> Any:
 
     written = [name for name, is_written in arguments if is_written]
     operator = torch.library.custom_op(f"flexdraft::{function.__name__}", body, mutates_args=written, schema=schema)
-    operator.register_fake(_nothing)
+    operator.register_fake(_fake)
     return getattr(torch.ops.flexdraft, function.__name__)
 
 

@@ -6,7 +6,8 @@
 
 Joint attention beside scaled_dot_product_attention with the dense mask; the law of sampling, of edited logits and of the
 rejection rule beside softmax, with logits of f32, bf16 and f16; a calibrator beside a matrix product in f64;
-torch.library.opcheck of every operator; torch.compile of a layer. Exits with 1 if a check fails.
+torch.library.opcheck of every operator; torch.compile of a layer; wrong arguments of operators, with and without a compiler.
+Exits with 1 if a check fails.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import flexdraft as fd
 import flexdraft.torch as ops
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -378,6 +380,59 @@ def order(report):
            "and after are those without a compiler", same and not torch.equal(*eager))
 
 
+def raised(function, *arguments):
+    """Returns the error that a call raises, or None."""
+    try:
+        function(*arguments)
+    except Exception as error:  # noqa: BLE001
+        return error
+    return None
+
+
+def misuse(report):
+    """Wrong arguments: the kind of the error, and that no operand changes, with and without a compiler."""
+    x, ones = torch.zeros(2, 16, dtype=BF16), torch.ones(2, 16, dtype=BF16)
+    rows, stats, short = torch.zeros(2, 24), torch.zeros(2, fd.ROW_STATS_BYTES, dtype=torch.uint8), torch.zeros(1)
+    # A compiler drops an operator whose outputs nothing uses, so the outputs are tensors of this function.
+    table, wide, cos_sin = sampling_table(2), torch.zeros(2, 16), torch.zeros(1, 1, 2)
+    cases = {
+        "a wrong element type": (TypeError, "`x`", lambda: ops.add(wide, ones)),
+        "two element types in one call": (TypeError, "`delta`", lambda: ops.add(x, ones.to(F16))),
+        "a wrong shape": (ValueError, "`delta`", lambda: ops.add(x, ones[:, :8].contiguous())),
+        "a tensor that is not contiguous": (ValueError, "contiguous", lambda: ops.add(x.view(16, 2).T, ones)),
+        "an unaligned tensor": (ValueError, "16 bytes", lambda: ops.add(x, torch.ones(40, dtype=BF16)[1:33].view(2, 16))),
+        "a workspace that is too small": (
+            ValueError, "workspace", lambda: ops.sample(rows, table, stats, short[:0], vocab=20)),
+        "tables that no longer exist": (
+            ValueError, "pass tables", lambda: torch.ops.flexdraft.rope_table(10**6, short, short, cos_sin)),
+    }
+    for backend in (None, "aot_eager"):
+        failed = []
+        for name, (kind, words, call) in cases.items():
+            torch.compiler.reset()
+            found = raised(torch.compile(call, fullgraph=True, backend=backend) if backend else call)
+            changed = any(operand.any() for operand in (x, rows, stats, wide, cos_sin))
+            if changed or type(found) is not kind or words not in str(found):
+                failed.append(f"{name}: {found!r}")
+        where = f"under `torch.compile(fullgraph=True, backend=\"{backend}\")`" if backend else "without a compiler"
+        report(f"Wrong arguments raise `TypeError` or `ValueError` {where}, and no operand changes: {', '.join(cases)}"
+               f"{''.join('; ' + text for text in failed)}", not failed)
+
+    missing = {
+        "a number in place of a tensor": lambda: torch.ops.flexdraft.add(1, ones),
+        "a missing argument": lambda: torch.ops.flexdraft.add(x),
+    }
+    found = {name: raised(call) for name, call in missing.items()}
+    report(f"Arguments that do not fit an operator's schema raise PyTorch's `RuntimeError`: {', '.join(missing)}",
+           all(type(error) is RuntimeError for error in found.values()))
+
+    with FakeTensorMode():
+        host, device = torch.zeros(2, 16, dtype=BF16), torch.zeros(2, 16, dtype=BF16, device="cuda")
+        mixed, alike = raised(ops.add, host, device), raised(ops.add, device, device)
+    report("Fake tensors of two devices in one call raise `ValueError`, and fake CUDA tensors alone are accepted",
+           type(mixed) is ValueError and "cuda" in str(mixed) and alike is None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--commit", default="unknown", help="the commit of the package, for the page")
@@ -390,7 +445,7 @@ def main():
         lines.append(f"- {text}.{'' if holds else ' **This is beyond its bound.**'}")
         failed.extend([] if holds else [text])
 
-    for check in (attention, law_of_sampling, law_of_edited_logits, calibrators, rejection_rule, operators, compiled, order):
+    for check in (attention, law_of_sampling, law_of_edited_logits, calibrators, rejection_rule, operators, compiled, order, misuse):
         check(report)
     if options.output:
         options.output.write_text(
