@@ -2,6 +2,7 @@
 # Makes SmolLM2-135M-Instruct's drafter with the settings in tune.json, into DIR (default: demo/models/smollm2-run).
 # The target writes requests and answers them, and the drafter learns to guess the answers. A stopped run resumes when
 # the script is run again. To train longer, set more steps in tune.json, or a larger COUNT of transcripts and a new DIR.
+# continue.sh trains the drafter in this folder further.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
