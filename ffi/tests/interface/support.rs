@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use flexdraft::kernels::HalfFloat;
 use flexdraft::kernels::acceptance::{Verdict, Verify};
-use flexdraft::kernels::sampling::{LogitEdit, RowEdits, RowSampling, RowStats};
+use flexdraft::kernels::sampling::{Logit, LogitEdit, RowEdits, RowSampling, RowStats};
 use flexdraft::kernels::selection::Draft;
 use flexdraft_ffi::*;
 use half::{bf16, f16};
@@ -78,30 +78,61 @@ pub trait Elements {
     const DTYPE: u32;
 }
 
-/// The types of rows and caches.
-pub trait Half: HalfFloat + Elements + PartialEq {
-    const ZERO: Self;
-    const ONE: Self;
-
+/// The types of floating-point operands.
+pub trait Float: Elements {
+    /// Rounds a number to the type.
     fn rounded(x: f32) -> Self;
 }
 
-impl Half for bf16 {
-    const ZERO: Self = bf16::ZERO;
-    const ONE: Self = bf16::ONE;
+impl Float for f32 {
+    fn rounded(x: f32) -> Self {
+        x
+    }
+}
 
+impl Float for bf16 {
     fn rounded(x: f32) -> Self {
         bf16::from_f32(x)
     }
 }
 
-impl Half for f16 {
-    const ZERO: Self = f16::ZERO;
-    const ONE: Self = f16::ONE;
-
+impl Float for f16 {
     fn rounded(x: f32) -> Self {
         f16::from_f32(x)
     }
+}
+
+/// The types of rows and caches.
+pub trait Half: HalfFloat + Float + PartialEq {
+    const ZERO: Self;
+    const ONE: Self;
+}
+
+impl Half for bf16 {
+    const ZERO: Self = bf16::ZERO;
+    const ONE: Self = bf16::ONE;
+}
+
+impl Half for f16 {
+    const ZERO: Self = f16::ZERO;
+    const ONE: Self = f16::ONE;
+}
+
+/// The types that store logits, with the type of their calibrators.
+pub trait Stored: Logit + Float {
+    type Calibrator: Half;
+}
+
+impl Stored for f32 {
+    type Calibrator = bf16;
+}
+
+impl Stored for bf16 {
+    type Calibrator = bf16;
+}
+
+impl Stored for f16 {
+    type Calibrator = f16;
 }
 
 macro_rules! elements {
@@ -266,11 +297,8 @@ impl Noise {
         (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0).collect()
     }
 
-    pub fn halves<T: Half>(&mut self, len: usize) -> Vec<T> {
+    /// Returns numbers from −2 to 2, rounded to a type.
+    pub fn rounded<T: Float>(&mut self, len: usize) -> Vec<T> {
         self.floats(len).into_iter().map(T::rounded).collect()
-    }
-
-    pub fn bf16s(&mut self, len: usize) -> Vec<bf16> {
-        self.halves(len)
     }
 }

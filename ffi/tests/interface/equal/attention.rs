@@ -89,13 +89,13 @@ fn rope_append_and_attention_of<T: Half>() {
             v_head_stride: strides.head as u64,
         };
         let cached = pages * page_size * kv_heads * head_dim;
-        let (mut k, mut v) = (noise.halves::<T>(cached), noise.halves::<T>(cached));
+        let (mut k, mut v) = (noise.rounded::<T>(cached), noise.rounded::<T>(cached));
         let (mut found_k, mut found_v) = (k.clone(), v.clone());
         // Through the C interface, q, k and v are one tensor, or three tensors that are columns of one.
         let separate = head_major;
         let (width, k_column) = (shape.qkv_cols(), shape.out_cols());
         let v_column = k_column + kv_heads * head_dim;
-        let mut qkv = noise.halves::<T>(rows * width);
+        let mut qkv = noise.rounded::<T>(rows * width);
         let mut found_qkv = qkv.clone();
         let (q_norm, k_norm) = (noise.floats(head_dim), noise.floats(head_dim));
         for (kind, number) in [(RowKind::Candidates, FLEXDRAFT_CANDIDATES), (RowKind::Masks, FLEXDRAFT_MASKS)]

@@ -7,23 +7,31 @@ use flexdraft::kernels::selection::{self, Draft};
 use flexdraft::kernels::{Paging, PassTables, chain, rope};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft_ffi::*;
+use half::{bf16, f16};
 
+use super::acceptance::Verified;
 use super::sampling::{sample_both, sampling_row};
 use super::{STREAM, bits, simt};
-use crate::support::{Noise, Opened, attempt, read, sequence, versioned, write};
+use crate::support::{Noise, Opened, Stored, attempt, read, sequence, versioned, write};
 
 #[test]
 fn chain_of_a_draft() {
+    chain_of_a_draft_of::<f32>();
+    chain_of_a_draft_of::<bf16>();
+    chain_of_a_draft_of::<f16>();
+}
+
+fn chain_of_a_draft_of<L: Stored>() {
     let (opened, kernels) = (Opened::new(), simt());
     let stream = kernels.runtime().stream();
     let mut noise = Noise(4);
     for count in [1, 4, 7] {
         let (slots, vocab, stride, rank) = (2 + noise.below(3), 50, 56, 5);
         let rows = slots - 1;
-        let logits = noise.floats(rows * stride);
+        let logits = noise.rounded::<L>(rows * stride);
         let sampling: Vec<_> =
             (0..rows).map(|slot| sampling_row(FLEXDRAFT_DRAFT_DRAW, slot as u64 + 1, 0.7).0).collect();
-        let (logits, _, partials) = sample_both::<_, half::bf16>(&logits, vocab, &sampling, None);
+        let (logits, _, partials) = sample_both::<_, L::Calibrator>(&logits, vocab, &sampling, None);
         let tables = || (vec![0i32; rows * count], vec![0f32; rows * count]);
         let ((mut ids, mut chosen), (mut found_ids, mut found_chosen)) = (tables(), tables());
         kernels
@@ -60,7 +68,7 @@ fn chain_of_a_draft() {
         );
         assert_eq!((&found_ids, bits(&found_chosen)), (&ids, bits(&chosen)));
 
-        let (before, after) = (noise.floats((1 + rows * count) * 8), noise.bf16s(rows * count * 8));
+        let (before, after) = (noise.floats((1 + rows * count) * 8), noise.rounded::<L>(rows * count * 8));
         let owners = vec![0i32; rows];
         let (mut scores, mut found_scores) =
             (vec![0f32; rows * count * count], vec![0f32; rows * count * count]);
@@ -142,6 +150,23 @@ fn chain_of_a_draft() {
         );
         assert_eq!((bits(&found_chosen), bits(&found_stats)), (bits(&chosen), bits(&stats)));
         assert!(stats.iter().all(|row| ids.contains(&row.token)));
+
+        // The chain's draft is verified by its chosen ids.
+        let target_rows: Vec<_> = (0..slots).map(|_| sampling_row(FLEXDRAFT_TARGET_DRAW, 0, 0.7).0).collect();
+        let target = noise.rounded::<L>(slots * stride);
+        let (target, target_stats, partials) =
+            sample_both::<_, L::Calibrator>(&target, vocab, &target_rows, None);
+        for rule in [FLEXDRAFT_REJECTION, FLEXDRAFT_BLOCK] {
+            Verified {
+                rule,
+                vocab,
+                target: (&target, &target_stats, &partials),
+                draft: None,
+                chosen: Some((count, &ids, &chosen)),
+                draft_stats: &stats,
+            }
+            .accept_both();
+        }
     }
 }
 

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use bytemuck::Zeroable;
 use flexdraft::kernels::sampling::{
-    EditTables, Edits, Logit, LogitEdit, LogitRows, RowEdits, RowSampling, RowStats, Sample, workspace_len,
+    EditTables, Edits, LogitEdit, LogitRows, RowEdits, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::processors::{History, LogitProcessors};
 use flexdraft_ffi::*;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::sampling::sampling_row;
 use super::{STREAM, bits, simt};
-use crate::support::{Elements, Noise, Opened, attempt, read, versioned, write};
+use crate::support::{Noise, Opened, Stored, attempt, read, versioned, write};
 
 /// The tables of a step in the caller's memory, with more room than the step needs.
 struct Tables {
@@ -66,7 +66,7 @@ fn assert_same(found: &Tables, expected: &EditTables) {
 }
 
 /// Samples edited rows through both interfaces, and compares logits and statistics.
-fn sample_both<L: Logit + Elements>(logits: &[L], vocab: usize, rows: &[RowSampling], tables: &EditTables) {
+fn sample_both<L: Stored>(logits: &[L], vocab: usize, rows: &[RowSampling], tables: &EditTables) {
     let (opened, kernels) = (Opened::new(), simt());
     let stream = kernels.runtime().stream();
     let stride = logits.len() / rows.len();
@@ -190,9 +190,8 @@ fn edited_logits() {
 
         let sampling: Vec<_> =
             (0..rows).map(|slot| sampling_row(FLEXDRAFT_DRAFT_DRAW, slot as u64 + 1, 0.8).0).collect();
-        let logits = noise.floats(rows * 1096);
-        sample_both(&logits, vocab, &sampling, &expected);
-        let halves: Vec<bf16> = logits.iter().map(|&logit| bf16::from_f32(logit)).collect();
-        sample_both(&halves, vocab, &sampling, &expected);
+        sample_both(&noise.floats(rows * 1096), vocab, &sampling, &expected);
+        sample_both(&noise.rounded::<bf16>(rows * 1096), vocab, &sampling, &expected);
+        sample_both(&noise.rounded::<f16>(rows * 1096), vocab, &sampling, &expected);
     }
 }

@@ -31,6 +31,7 @@ macro_rules! launch {
     };
 }
 
+mod acceptance;
 mod attention;
 mod drafts;
 mod edits;

@@ -19,7 +19,7 @@ fn rows_of<T: Half>() {
     let mut noise = Noise(1);
     for _ in 0..2 {
         let (rows, cols, vocab) = (1 + noise.below(5), 8 * (1 + noise.below(20)), 1 + noise.below(9));
-        let table = noise.halves::<T>(vocab * cols);
+        let table = noise.rounded::<T>(vocab * cols);
         let ids: Vec<i32> = (0..rows).map(|_| noise.below(vocab + 2) as i32 - 1).collect();
         let (mut expected, mut found) = (vec![T::ONE; rows * cols], vec![T::ONE; rows * cols]);
         let (mut word, mut found_word) = ([0u32], [0u32]);
@@ -75,7 +75,7 @@ fn rows_of<T: Half>() {
         assert_eq!(bits(&found), bits(&expected));
 
         let (x, delta, weight) =
-            (noise.halves::<T>(rows * cols), noise.halves::<T>(rows * cols), noise.floats(cols));
+            (noise.rounded::<T>(rows * cols), noise.rounded::<T>(rows * cols), noise.floats(cols));
         for with_delta in [false, true] {
             let (mut sum, mut found_sum) = (x.clone(), x.clone());
             let residual = match with_delta {
@@ -120,7 +120,7 @@ fn rows_of<T: Half>() {
         assert_eq!(bits(&found_sum), bits(&sum));
         assert_ne!(bits(&sum), bits(&x));
 
-        let both = noise.halves::<T>(2 * rows * cols);
+        let both = noise.rounded::<T>(2 * rows * cols);
         let out = stream.view_mut(&mut expected);
         kernels.silu_mul(&stream, &activation::SiluMul { x: stream.view(&both), out, cols }).unwrap();
         launch!(

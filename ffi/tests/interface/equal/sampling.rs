@@ -1,17 +1,14 @@
-//! Sampling and acceptance.
+//! Sampling, with and without a calibrator.
 
 use bytemuck::Zeroable;
-use flexdraft::acceptance::Rule;
-use flexdraft::kernels::acceptance::{self, Verdict, Verify};
 use flexdraft::kernels::sampling::{self, RowSampling, RowStats};
-use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_ffi::*;
 use half::{bf16, f16};
 
 use super::{STREAM, bits, simt};
-use crate::support::{ABSENT, Elements, Half, Noise, Opened, attempt, read, versioned, write};
+use crate::support::{ABSENT, Half, Noise, Opened, Stored, attempt, read, versioned, write};
 
 /// Returns the sampling of a row in both forms.
 pub fn sampling_row(purpose: u32, slot: u64, temperature: f32) -> (RowSampling, FlexdraftRowSampling) {
@@ -42,7 +39,7 @@ pub fn sampling_row(purpose: u32, slot: u64, temperature: f32) -> (RowSampling, 
 }
 
 /// Samples rows through both interfaces. Returns the logits after sampling, the statistics and the workspace.
-pub fn sample_both<L: sampling::Logit + Elements, T: Half>(
+pub fn sample_both<L: Stored, T: Half>(
     logits: &[L],
     vocab: usize,
     rows: &[RowSampling],
@@ -115,124 +112,85 @@ pub fn sample_both<L: sampling::Logit + Elements, T: Half>(
 }
 
 #[test]
-fn sampling_and_acceptance() {
+fn calibrated_sampling() {
+    calibrated_sampling_of::<f32, bf16>();
+    calibrated_sampling_of::<f32, f16>();
+    calibrated_sampling_of::<bf16, bf16>();
+    calibrated_sampling_of::<f16, f16>();
+}
+
+fn calibrated_sampling_of<L: Stored, T: Half>() {
+    let mut noise = Noise(14);
+    let (rows, vocab, rank) = (1 + noise.below(3), 40 + noise.below(30), 8 * (1 + noise.below(3)));
+    let sampling: Vec<_> =
+        (0..rows).map(|slot| sampling_row(FLEXDRAFT_DRAFT_DRAW, slot as u64 + 1, 0.8).0).collect();
+    let (hidden, weight) = (noise.rounded::<T>(rows * rank), noise.rounded::<T>(vocab * rank));
+    let (logits, bias) = (noise.rounded::<L>(rows * 72), noise.floats(vocab));
+    let (after, ..) = sample_both(&logits, vocab, &sampling, Some((&hidden, &weight, &bias)));
+    assert_ne!(bits(&after), bits(&logits));
+}
+
+#[test]
+fn sampling_with_every_optional_operand() {
+    optional_operands_of::<f32>();
+    optional_operands_of::<bf16>();
+    optional_operands_of::<f16>();
+}
+
+fn optional_operands_of<L: Stored>() {
     let (opened, kernels) = (Opened::new(), simt());
     let stream = kernels.runtime().stream();
-    let mut noise = Noise(3);
-    for rule in [FLEXDRAFT_MATCH, FLEXDRAFT_REJECTION, FLEXDRAFT_BLOCK] {
-        let (drafts, vocab, stride, rank) = (1 + noise.below(3), 40 + noise.below(30), 72, 8);
-        let draft_purpose =
-            if rule == FLEXDRAFT_MATCH { FLEXDRAFT_TARGET_DRAW } else { FLEXDRAFT_DRAFT_DRAW };
-        let target_rows: Vec<_> =
-            (0..=drafts).map(|_| sampling_row(FLEXDRAFT_TARGET_DRAW, 0, 0.8).0).collect();
-        let draft_rows: Vec<_> =
-            (0..drafts).map(|slot| sampling_row(draft_purpose, slot as u64 + 1, 0.8).0).collect();
-        // Logits of the drafts are bf16 in one case, and f32 in the other cases.
-        let (hidden, weight, bias) =
-            (noise.bf16s(drafts * rank), noise.bf16s(vocab * rank), noise.floats(vocab));
-        let target = noise.floats((drafts + 1) * stride);
-        let draft: Vec<f32> = target[..drafts * stride].to_vec();
-        let (target, target_stats, partials) = sample_both::<_, bf16>(&target, vocab, &target_rows, None);
-        let (draft, draft_stats, _) =
-            sample_both(&draft, vocab, &draft_rows, Some((&hidden, &weight, &bias)));
-        let halves: Vec<bf16> = target.iter().map(|&logit| bf16::from_f32(logit)).collect();
-        sample_both::<_, bf16>(&halves, vocab, &target_rows, None);
-        // A calibrator of f16, with logits of either type.
-        let (hidden, weight) = (noise.halves::<f16>(drafts * rank), noise.halves::<f16>(vocab * rank));
-        let calibrator = Some((&hidden[..], &weight[..], &bias[..]));
-        sample_both(&target[..drafts * stride], vocab, &draft_rows, calibrator);
-        let halves: Vec<f16> = target.iter().map(|&logit| f16::from_f32(logit)).collect();
-        sample_both(&halves[..drafts * stride], vocab, &draft_rows, calibrator);
-
-        let tokens: Vec<i32> = draft_stats.iter().map(|stats| stats.token).collect();
-        let asked = versioned!(FlexdraftVerifySequence {
-            seed: 11,
-            position: 120,
-            drafts: drafts as u64,
-            first_target: 0,
-            first_draft: 0,
-            first_draft_stats: 0,
-            first_token: 0,
-            groups: 0b11,
-            rule,
-            draft: if rule == FLEXDRAFT_MATCH { FLEXDRAFT_DRAFT_CERTAIN } else { FLEXDRAFT_DRAFT_LOGITS },
-        });
-        let mut verify = FlexdraftVerify { words: [0; 6] };
-        // SAFETY: both pointers lead to variables.
-        attempt(|error| unsafe { flexdraft_verify(&raw const asked, &raw mut verify, error) }).unwrap();
-        let expected = Verify::new(&acceptance::VerifySequence {
-            rule: [Rule::Match, Rule::Rejection, Rule::Block][rule as usize],
-            seed: 11,
-            position: 120,
-            drafts,
-            first_target: 0,
-            first_draft: (rule != FLEXDRAFT_MATCH).then_some(0),
-            first_token: 0,
-            groups: GroupSet::from_bits(0b11),
-        })
+    let mut noise = Noise(15);
+    let (vocab, stride) = (50, 56);
+    let logits = noise.rounded::<L>(2 * stride);
+    // Row 1 is padding. The position of row 2 counts from the start of sequence 1. Its draft token is no id, which is a
+    // fault.
+    let (index, starts, draft) = ([1, -1, 0], [3, 100], [7, -1, 60]);
+    let numbers = Stream::target_draw(11, 20);
+    let warping = SamplingParams::at_temperature(0.8);
+    let of_row = |row| match row {
+        2 => RowSampling::new(&warping, Some(numbers)).unwrap().relative_to(1),
+        _ => RowSampling::new(&warping, Some(numbers)).unwrap(),
+    };
+    let sampling = [0, 1, 2].map(of_row);
+    let mut workspace = vec![0f32; sampling::workspace_len(3, vocab, false).unwrap()];
+    let (mut stats, mut found_stats) = ([RowStats::zeroed(); 3], [RowStats::zeroed(); 3]);
+    let (mut word, mut found_word) = ([0u32], [0u32]);
+    kernels
+        .sample(
+            &stream,
+            sampling::Sample {
+                vocab,
+                stride,
+                logits: sampling::LogitRows::Read(stream.view(&logits)),
+                logit_index: Some(stream.view(&index)),
+                sampling: stream.view(&sampling),
+                starts: Some(stream.view(&starts)),
+                draft: Some(stream.view(&draft)),
+                calibration: None,
+                workspace: stream.view_mut(&mut workspace),
+                stats: stream.view_mut(&mut stats),
+                error: Some(stream.view_mut(&mut word)),
+            },
+        )
         .unwrap();
-        assert_eq!(bits(&verify.words), bits(&[expected]));
-
-        let mut elements = 0;
-        // SAFETY: the pointer leads to a variable.
-        attempt(|error| unsafe { flexdraft_accept_workspace_len(1, vocab as u64, &raw mut elements, error) })
-            .unwrap();
-        assert_eq!(Some(elements as usize), acceptance::accept_workspace_len(1, vocab));
-        let mut workspace = vec![0u64; elements as usize];
-        let workspace: &mut [f32] = bytemuck::cast_slice_mut(&mut workspace);
-        let (mut verdicts, mut found_verdicts) = ([Verdict::zeroed()], [Verdict::zeroed()]);
-        let (mut committed, mut found_committed) = ([5i32; 64], [6i32; 64]);
-        let any_block = rule == FLEXDRAFT_BLOCK;
-        kernels
-            .accept(
-                &stream,
-                &acceptance::Accept {
-                    vocab,
-                    stride,
-                    sequences: stream.view(&[expected]),
-                    any_block,
-                    tokens: stream.view(&tokens),
-                    target: acceptance::SampledRows {
-                        logits: stream.view(&target),
-                        stats: stream.view(&target_stats),
-                    },
-                    target_partials: Some(stream.view(&partials)),
-                    draft: Some(acceptance::DraftDistributions {
-                        logits: Some(stream.view(&draft)),
-                        chosen: None,
-                        stats: stream.view(&draft_stats),
-                    }),
-                    workspace: stream.view_mut(workspace),
-                    arrived: stream.view_mut(&mut [0]),
-                    verdicts: stream.view_mut(&mut verdicts),
-                    committed: stream.view_mut(&mut committed),
-                    error: None,
-                },
-            )
-            .unwrap();
-        launch!(
-            opened,
-            flexdraft_accept,
-            versioned!(FlexdraftAccept {
-                vocab: vocab as u64,
-                stride: stride as u64,
-                sequences: read(&[expected]),
-                tokens: read(&tokens),
-                target: read(&target),
-                target_stats: read(&target_stats),
-                target_partials: read(&partials),
-                draft: read(&draft),
-                draft_stats: read(&draft_stats),
-                chosen_count: 0,
-                workspace: write(workspace),
-                arrived: write(&mut [0u32]),
-                verdicts: write(&mut found_verdicts),
-                committed: write(&mut found_committed),
-                any_block: u32::from(any_block),
-                ..
-            })
-        );
-        assert_eq!((bits(&found_verdicts), found_committed), (bits(&verdicts), committed));
-        assert!((0..=drafts as i32).contains(&verdicts[0].accepted));
-    }
+    launch!(
+        opened,
+        flexdraft_sample,
+        versioned!(FlexdraftSample {
+            vocab: vocab as u64,
+            stride: stride as u64,
+            logits: read(&logits),
+            logit_index: read(&index),
+            sampling: read(&sampling),
+            starts: read(&starts),
+            draft: read(&draft),
+            workspace: write(&mut workspace),
+            stats: write(&mut found_stats),
+            error_word: write(&mut found_word),
+            ..
+        })
+    );
+    assert_eq!((bits(&found_stats), found_word), (bits(&stats), word));
+    assert!(stats[0].draft_probability > 0.0 && stats[1] == RowStats::zeroed() && word == [2]);
 }

@@ -3,11 +3,14 @@
 use std::ptr;
 
 use flexdraft_ffi::*;
+use half::{bf16, f16};
 
 use super::Argument::{At, Value};
-use super::Type::{F32, I32, I64, U32};
-use super::{EDITS, NONE, Operand, ROW_EDITS, SAMPLING, STATS, Tensor, call, flag, float, int, same, value};
-use crate::support::{ABSENT, Noise, Opened, attempt};
+use super::Type::{Bf16, F16, F32, I32, I64, U32};
+use super::{
+    EDITS, NONE, Operand, ROW_EDITS, SAMPLING, STATS, Tensor, Type, call, flag, float, int, same, value,
+};
+use crate::support::{ABSENT, Noise, Opened, Stored, attempt};
 
 const VOCAB: usize = 70;
 const ROWS: usize = 3;
@@ -102,6 +105,12 @@ fn through_c() -> [Operand; 5] {
 
 #[test]
 fn edited_rows() {
+    edited_rows_of::<f32>(F32);
+    edited_rows_of::<bf16>(Bf16);
+    edited_rows_of::<f16>(F16);
+}
+
+fn edited_rows_of<L: Stored + Into<f32>>(kind: Type) {
     let (opened, mut noise) = (Opened::new(), Noise(8));
     let mut made = tables(20);
     assert_eq!(edit_rows(&mut made, 0, 0), Ok(NONE));
@@ -116,7 +125,7 @@ fn edited_rows() {
     let mut used = all;
     used.shape = vec![edits as i64, 16];
     let operands = [
-        Operand::noise(F32, &[ROWS, 72], &mut noise),
+        Operand::noise(kind, &[ROWS, 72], &mut noise),
         Operand::of(SAMPLING, &[ROWS], &[[0u64; 5]; ROWS]),
         Operand::new(F32, &[15]),
         Operand::new(STATS, &[ROWS]),
@@ -168,7 +177,7 @@ fn edited_rows() {
         At(7),
     ];
     let after = same("sample", &operands, &arguments, c);
-    let logits = after[0].elements::<f32>();
+    let logits: Vec<f32> = after[0].elements::<L>().iter().map(|&logit| logit.into()).collect();
     // The mask forbids id 35 in every row, a bad word of one id forbids id 9, and the minimum length id 8 in the first row.
     for row in 0..ROWS {
         assert_eq!([35, 9].map(|id| logits[72 * row + id]), [f32::NEG_INFINITY; 2]);

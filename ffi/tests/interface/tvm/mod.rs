@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use flexdraft_ffi::*;
-use half::f16;
+use half::{bf16, f16};
 
 use crate::support::{Noise, attempt, compile, folder};
 
@@ -171,8 +171,8 @@ impl Operand {
     fn noise(kind: Type, shape: &[usize], noise: &mut Noise) -> Self {
         let count = shape.iter().product();
         match kind {
-            Bf16 => Operand::of(kind, shape, &noise.bf16s(count)),
-            F16 => Operand::of(kind, shape, &noise.halves::<f16>(count)),
+            Bf16 => Operand::of(kind, shape, &noise.rounded::<bf16>(count)),
+            F16 => Operand::of(kind, shape, &noise.rounded::<f16>(count)),
             _ => Operand::of(kind, shape, &noise.floats(count)),
         }
     }

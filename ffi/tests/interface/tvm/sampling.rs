@@ -56,14 +56,9 @@ fn samplings(rows: usize, purpose: u32) -> Operand {
     table
 }
 
-/// Samples rows of logits with a calibrator through both interfaces. Returns the operands after the call: logits,
-/// workspace and statistics are at 0, 6 and 7.
-fn sampled(opened: &Opened, noise: &mut Noise, rows: usize, vocab: usize, purpose: u32) -> Vec<Operand> {
-    sampled_of([F32, Bf16], opened, noise, rows, vocab, purpose)
-}
-
-/// Samples rows of logits of one type with a calibrator of another type.
-fn sampled_of(
+/// Samples rows of logits of one type, with a calibrator of another type, through both interfaces. Returns the operands
+/// after the call: logits, workspace and statistics are at 0, 6 and 7.
+fn sampled(
     [logits, half]: [Type; 2],
     opened: &Opened,
     noise: &mut Noise,
@@ -130,14 +125,19 @@ fn sampled_of(
 
 #[test]
 fn sampling_acceptance_and_chain() {
+    let (opened, mut noise) = (Opened::new(), Noise(9));
+    sampled([F32, F16], &opened, &mut noise, 2, 30, FLEXDRAFT_DRAFT_DRAW);
+    for types in [[F32, Bf16], [Bf16, Bf16], [F16, F16]] {
+        sampling_acceptance_and_chain_of(types);
+    }
+}
+
+fn sampling_acceptance_and_chain_of(types: [Type; 2]) {
     let (opened, mut noise) = (Opened::new(), Noise(6));
     let (drafts, vocab) = (2, 30);
     let stride = 32;
-    for types in [[F32, F16], [F16, F16]] {
-        sampled_of(types, &opened, &mut noise, drafts, vocab, FLEXDRAFT_DRAFT_DRAW);
-    }
-    let target = sampled(&opened, &mut noise, drafts + 1, vocab, FLEXDRAFT_TARGET_DRAW);
-    let draft = sampled(&opened, &mut noise, drafts, vocab, FLEXDRAFT_DRAFT_DRAW);
+    let target = sampled(types, &opened, &mut noise, drafts + 1, vocab, FLEXDRAFT_TARGET_DRAW);
+    let draft = sampled(types, &opened, &mut noise, drafts, vocab, FLEXDRAFT_DRAFT_DRAW);
     let tokens: Vec<i32> =
         draft[7].elements::<i32>().chunks_exact(12).map(|row| row[0]).take(drafts).collect();
     let mut sequence = Operand::new(VERIFY, &[1]);
@@ -226,7 +226,7 @@ fn sampling_acceptance_and_chain() {
 
     // A chain over the rows of the next draft.
     let count = 4;
-    let following = sampled(&opened, &mut noise, rows, vocab, FLEXDRAFT_DRAFT_DRAW);
+    let following = sampled(types, &opened, &mut noise, rows, vocab, FLEXDRAFT_DRAFT_DRAW);
     let chosen = [Operand::new(I32, &[rows, count]), Operand::new(F32, &[rows, count])];
     let operands = [following[0].clone(), following[6].clone(), chosen[0].clone(), chosen[1].clone()];
     let c = c!(opened, flexdraft_chain_choose, |b| versioned!(FlexdraftChainChoose {
@@ -247,7 +247,7 @@ fn sampling_acceptance_and_chain() {
     let chosen = same("chain_choose", &operands, &arguments, c);
     let factors = [
         Operand::noise(F32, &[1 + rows * count, 8], &mut noise),
-        Operand::noise(Bf16, &[rows * count, 8], &mut noise),
+        Operand::noise(types[0], &[rows * count, 8], &mut noise),
     ];
     let operands =
         [factors[0].clone(), factors[1].clone(), ids(rows), Operand::new(F32, &[rows, count, count])];
