@@ -117,98 +117,13 @@ proptest! {
     }
 
     #[test]
-    fn edited_logits(seed: u64, drafts in 0usize..4, vocab in 33usize..71) {
-        let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
-        let (stream, stride, rows) = (wrappers.runtime().stream(), 72, drafts + 1);
-        let ids = |noise: &mut Noise, len: usize| -> Vec<u32> {
-            (0..len).map(|_| noise.below(vocab) as u32).collect()
-        };
-        let (history, draft) = (ids(&mut noise, 6), ids(&mut noise, drafts));
-        let processors = LogitProcessors {
-            repetition_penalty: 1.3,
-            frequency_penalty: 0.2,
-            presence_penalty: 0.1,
-            logit_bias: ids(&mut noise, 3).into_iter().zip([0.5, -1.0, 2.0]).collect(),
-            allowed: Some((0..vocab.div_ceil(32)).map(|_| noise.next() as u32 | 1).collect()),
-            ..LogitProcessors::default()
-        };
-        let history = History { tokens: &history, prompt_len: 2, draft: &draft, stop_ids: &[] };
-        let mut tables = EditTables::new(rows);
-        tables.push(0, rows, &processors.edits(history, vocab), vocab).unwrap();
-        let sampling: Vec<_> =
-            (0..rows).map(|i| sampling_row(0.8, Stream::target_draw(11, 121 + i))).collect();
-        let mut logits = noise.floats(rows * stride);
-        let edited = tensor(&logits, &[rows, stride]);
-        let mut stats = vec![RowStats::zeroed(); rows];
-        let mut partials = vec![0f32; workspace_len(rows, vocab, false).unwrap()];
-        let before = logits.clone();
-        wrappers.sample(&stream, LaunchedSample {
-            vocab,
-            stride,
-            logits: LogitRows::Edit(stream.view_mut(&mut logits), Edits {
-                rows: stream.view(&tables.rows),
-                offsets: stream.view(&tables.offsets),
-                edits: stream.view(&tables.edits),
-                masks: stream.view(&tables.masks),
-            }),
-            logit_index: None,
-            sampling: stream.view(&sampling),
-            starts: None,
-            draft: None,
-            calibration: None,
-            workspace: stream.view_mut(&mut partials),
-            stats: stream.view_mut(&mut stats),
-            error: None,
-        }).unwrap();
-        let sampled = kernels.sample(&Sample {
-            vocab,
-            logits: SampledLogits::Edit(&edited, &tables),
-            logit_index: None,
-            sampling: &table(&sampling, kernels.device()).unwrap(),
-            starts: None,
-            draft: None,
-            calibration: None,
-        }).unwrap();
-        prop_assert_ne!(before, logits.clone());
-        same(&edited, &logits);
-        same_table(&sampled.stats, &stats);
+    fn edited_logits(seed: u64, drafts in 0usize..4, vocab in 33usize..71, stored in 0..3) {
+        of_stored!(stored, edited_logits_of(seed, drafts, vocab))?;
     }
 
     #[test]
-    fn indexed_rows_and_relative_positions(seed: u64, vocab in 20usize..71) {
-        let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
-        let (stream, stride) = (wrappers.runtime().stream(), 72);
-        let logits = noise.floats(3 * stride);
-        let (index, starts, draft) = ([2, -1, 0], [120, 7], [3, -1, 5]);
-        let sampling: Vec<_> = (0..3u32)
-            .map(|i| sampling_row(0.8, Stream::target_draw(11, 1 + i as usize)).relative_to(i % 2))
-            .collect();
-        let mut stats = vec![RowStats::zeroed(); 3];
-        let mut partials = vec![0f32; workspace_len(3, vocab, false).unwrap()];
-        wrappers.sample(&stream, LaunchedSample {
-            vocab,
-            stride,
-            logits: LogitRows::Read(stream.view(&logits)),
-            logit_index: Some(stream.view(&index)),
-            sampling: stream.view(&sampling),
-            starts: Some(stream.view(&starts)),
-            draft: Some(stream.view(&draft)),
-            calibration: None,
-            workspace: stream.view_mut(&mut partials),
-            stats: stream.view_mut(&mut stats),
-            error: None,
-        }).unwrap();
-        let sampled = kernels.sample(&Sample {
-            vocab,
-            logits: SampledLogits::Read(&tensor(&logits, &[3, stride])),
-            logit_index: Some(&tensor(&index, &[3])),
-            sampling: &table(&sampling, kernels.device()).unwrap(),
-            starts: Some(&tensor(&starts, &[2])),
-            draft: Some(&tensor(&draft, &[3])),
-            calibration: None,
-        }).unwrap();
-        prop_assert_eq!(stats[1], RowStats::zeroed());
-        same_table(&sampled.stats, &stats);
+    fn indexed_rows_and_relative_positions(seed: u64, vocab in 20usize..71, stored in 0..3) {
+        of_stored!(stored, indexed_rows_and_relative_positions_of(seed, vocab))?;
     }
 }
 
@@ -301,5 +216,117 @@ fn sampling_and_acceptance_of<L: Stored>(
         same(&accepted.committed, &committed);
     }
     prop_assert!((0..=drafts as i32).contains(&verdicts[0].accepted));
+    Ok(())
+}
+
+fn edited_logits_of<L: Stored>(seed: u64, drafts: usize, vocab: usize) -> Result<(), TestCaseError> {
+    let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
+    let (stream, stride, rows) = (wrappers.runtime().stream(), 72, drafts + 1);
+    let ids =
+        |noise: &mut Noise, len: usize| -> Vec<u32> { (0..len).map(|_| noise.below(vocab) as u32).collect() };
+    let (history, draft) = (ids(&mut noise, 6), ids(&mut noise, drafts));
+    let processors = LogitProcessors {
+        repetition_penalty: 1.3,
+        frequency_penalty: 0.2,
+        presence_penalty: 0.1,
+        logit_bias: ids(&mut noise, 3).into_iter().zip([0.5, -1.0, 2.0]).collect(),
+        allowed: Some((0..vocab.div_ceil(32)).map(|_| noise.next() as u32 | 1).collect()),
+        ..LogitProcessors::default()
+    };
+    let history = History { tokens: &history, prompt_len: 2, draft: &draft, stop_ids: &[] };
+    let mut tables = EditTables::new(rows);
+    tables.push(0, rows, &processors.edits(history, vocab), vocab).unwrap();
+    let sampling: Vec<_> = (0..rows).map(|i| sampling_row(0.8, Stream::target_draw(11, 121 + i))).collect();
+    let mut logits = noise.logits::<L>(rows * stride);
+    let edited = tensor(&logits, &[rows, stride]);
+    let mut stats = vec![RowStats::zeroed(); rows];
+    let mut partials = vec![0f32; workspace_len(rows, vocab, false).unwrap()];
+    let before = logits.clone();
+    wrappers
+        .sample(
+            &stream,
+            LaunchedSample {
+                vocab,
+                stride,
+                logits: LogitRows::Edit(
+                    stream.view_mut(&mut logits),
+                    Edits {
+                        rows: stream.view(&tables.rows),
+                        offsets: stream.view(&tables.offsets),
+                        edits: stream.view(&tables.edits),
+                        masks: stream.view(&tables.masks),
+                    },
+                ),
+                logit_index: None,
+                sampling: stream.view(&sampling),
+                starts: None,
+                draft: None,
+                calibration: None,
+                workspace: stream.view_mut(&mut partials),
+                stats: stream.view_mut(&mut stats),
+                error: None,
+            },
+        )
+        .unwrap();
+    let sampled = kernels
+        .sample(&Sample {
+            vocab,
+            logits: SampledLogits::Edit(&edited, &tables),
+            logit_index: None,
+            sampling: &table(&sampling, kernels.device()).unwrap(),
+            starts: None,
+            draft: None,
+            calibration: None,
+        })
+        .unwrap();
+    prop_assert_ne!(before, logits.clone());
+    same(&edited, &logits);
+    same_table(&sampled.stats, &stats);
+
+    Ok(())
+}
+
+fn indexed_rows_and_relative_positions_of<L: Stored>(seed: u64, vocab: usize) -> Result<(), TestCaseError> {
+    let ((kernels, wrappers), mut noise) = (both(), Noise(seed));
+    let (stream, stride) = (wrappers.runtime().stream(), 72);
+    let logits = noise.logits::<L>(3 * stride);
+    let (index, starts, draft) = ([2, -1, 0], [120, 7], [3, -1, 5]);
+    let sampling: Vec<_> = (0..3u32)
+        .map(|i| sampling_row(0.8, Stream::target_draw(11, 1 + i as usize)).relative_to(i % 2))
+        .collect();
+    let mut stats = vec![RowStats::zeroed(); 3];
+    let mut partials = vec![0f32; workspace_len(3, vocab, false).unwrap()];
+    wrappers
+        .sample(
+            &stream,
+            LaunchedSample {
+                vocab,
+                stride,
+                logits: LogitRows::Read(stream.view(&logits)),
+                logit_index: Some(stream.view(&index)),
+                sampling: stream.view(&sampling),
+                starts: Some(stream.view(&starts)),
+                draft: Some(stream.view(&draft)),
+                calibration: None,
+                workspace: stream.view_mut(&mut partials),
+                stats: stream.view_mut(&mut stats),
+                error: None,
+            },
+        )
+        .unwrap();
+    let sampled = kernels
+        .sample(&Sample {
+            vocab,
+            logits: SampledLogits::Read(&tensor(&logits, &[3, stride])),
+            logit_index: Some(&tensor(&index, &[3])),
+            sampling: &table(&sampling, kernels.device()).unwrap(),
+            starts: Some(&tensor(&starts, &[2])),
+            draft: Some(&tensor(&draft, &[3])),
+            calibration: None,
+        })
+        .unwrap();
+    prop_assert_eq!(stats[1], RowStats::zeroed());
+    same_table(&sampled.stats, &stats);
+
     Ok(())
 }
