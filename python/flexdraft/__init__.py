@@ -5,8 +5,11 @@ emulator of the kernels, which is meant for tests. All tensors of a call are on 
 allocated: every operand is an argument, including outputs and workspaces. Unless a function says otherwise, tensors are
 contiguous.
 
-Launches are asynchronous, so keep tensors alive until the stream has finished with the launch. PyTorch ensures this if
-the tensors belong to the current stream.
+Launches are asynchronous, and the package keeps no tensor after a call. A PyTorch tensor may be dropped at once if it was
+allocated for the current stream, because PyTorch gives its memory only to later work of this stream; for a tensor of
+another stream, call ``tensor.record_stream`` first. Tensors of another framework may be dropped if the framework frees
+memory in the order of the stream; otherwise, wait for the stream. ``PassTables`` may be dropped at any time. A call with
+host tensors returns after the kernel has run.
 
 Errors: ``TypeError`` for a wrong type of an argument, ``ValueError`` for a wrong shape, device or value,
 ``RuntimeError`` if the driver fails. After an error nothing was launched. Faults that only the device can detect, such

@@ -63,6 +63,30 @@ impl<R: Runtime> On<'_, R> {
         self.host(&out, ROWS * COLS / 2).iter().map(|x| x.to_bits()).collect()
     }
 
+    /// Runs RMSNorm with operands that belong to another stream, drops the operands, and waits for their stream, which frees
+    /// them. The launch has not run before that unless something waits for the launch.
+    fn norm_of_dropped(&self, owner: &Self) -> Result<Vec<u16>, RuntimeError> {
+        let runtime = self.kernels.runtime();
+        let wait_for_owner = || owner.host(&owner.memory(&[0u32]), 1);
+        let x: Vec<bf16> = numbers(ROWS * COLS).iter().map(|&x| bf16::from_f32(x)).collect();
+        let (x, weight) = (owner.memory(&x), owner.memory(&numbers(COLS)));
+        wait_for_owner();
+        let mut out = self.memory(&[bf16::ZERO; ROWS * COLS]);
+        let args = RmsNorm {
+            x: Residual::Is(runtime.view(self.stream, &x)),
+            weight: runtime.view(self.stream, &weight),
+            out: runtime.view_mut(self.stream, &mut out),
+            eps: 1e-6,
+        };
+        self.kernels.rms_norm(self.stream, &args).unwrap();
+        drop(args);
+        drop((x, weight));
+        wait_for_owner();
+        let mut found = vec![bf16::ZERO; ROWS * COLS];
+        runtime.download(self.stream, &out, 0, &mut found)?;
+        Ok(found.iter().map(|x| x.to_bits()).collect())
+    }
+
     fn sampled(&self) -> Vec<RowStats> {
         let runtime = self.kernels.runtime();
         let logits = self.memory(&numbers(ROWS * COLS));
@@ -130,6 +154,50 @@ fn cudarcs_events_keep_streams_in_order() {
         let (one, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
         let memory = On { kernels: &kernels, stream: &one }.memory(&[1u32, 2, 3]);
         assert_eq!(On { kernels: &kernels, stream: &other }.host(&memory, 3), [1, 2, 3]);
+    });
+}
+
+/// Memory may be dropped while a launch that uses it waits: it is freed on its own stream, which waits for cudarc's event of
+/// the launch. Without events, as candle may ask of cudarc, memory of the launch's own stream may still be dropped.
+#[test]
+fn operands_are_dropped_while_a_launch_waits() {
+    let expected = || {
+        let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+        let stream = kernels.runtime().stream();
+        let emulator = On { kernels: &kernels, stream: &stream };
+        emulator.norm_of_dropped(&emulator).unwrap()
+    };
+    for events in [true, false] {
+        for streams in [1, 2] {
+            let case = format!("{streams} streams, events: {events}");
+            succeeds(this_test!(), &case, &[("STREAMS", "late")], || {
+                let context = Cuda::context(0).unwrap();
+                if !events {
+                    // SAFETY: with one stream, the stream orders all uses. With two streams, the launch reads freed
+                    // memory, which the stand-in reports.
+                    unsafe { context.disable_event_tracking() };
+                }
+                let kernels = Kernels::load(&context).unwrap();
+                let (one, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+                let launching = On { kernels: &kernels, stream: &one };
+                let owner = On { kernels: &kernels, stream: if streams == 1 { &one } else { &other } };
+                let found = launching.norm_of_dropped(&owner);
+                if events || streams == 1 {
+                    assert_eq!(found, Ok(expected()));
+                } else {
+                    let error = found.unwrap_err().to_string();
+                    assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{error}");
+                }
+            });
+        }
+    }
+    succeeds(this_test!(), "a stream of another library", &[("STREAMS", "late")], || {
+        let (context, stream) = device();
+        let kernels = Kernels::new(RawCuda::new(&context).unwrap());
+        // SAFETY: the stream outlives everything that is made with it.
+        let stream = unsafe { RawStream::new(&context, stream.cu_stream() as u64) };
+        let on = On { kernels: &kernels, stream: &stream };
+        assert_eq!(on.norm_of_dropped(&on), Ok(expected()));
     });
 }
 
