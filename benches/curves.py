@@ -41,12 +41,25 @@ def panel(left: float, title: str, label: str, curves: dict[str, list[tuple[floa
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         for at, median, least in curve:
             out.append(f'<circle cx="{x(at):.1f}" cy="{y(least):.1f}" r="2.5" fill="{colour}"/>')
+            if median == least:
+                continue
             across, down = x(at), y(median)
             out.append(
                 f'<path d="M{across - 2.5:.1f} {down:.1f}h5M{across:.1f} {down - 2.5:.1f}v5" stroke="{colour}"/>'
             )
         out.append(f'<text x="{left + 12}" y="{TOP + 14 + 16 * index}" fill="{colour}">{name}</text>')
     return out
+
+
+def picture(elements: list[str]) -> str:
+    """Returns an SVG picture with room for two panels side by side."""
+    size = f"{2 * WIDTH + LEFT + GAP + 20} {HEIGHT + TOP + 50}"
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        *elements,
+        "</svg>",
+    ])
 
 
 def main() -> None:
@@ -61,11 +74,7 @@ def main() -> None:
     out = panel(LEFT, "Step time in ms", "candidate rows", rows)
     if groups:
         out += panel(LEFT + WIDTH + GAP, "Step time in ms", "mask groups (0: drafting pass)", groups)
-    size = f"{2 * WIDTH + LEFT + GAP + 20} {HEIGHT + TOP + 50}"
-    print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">')
-    print('<rect width="100%" height="100%" fill="white"/>')
-    print("\n".join(out))
-    print("</svg>")
+    print(picture(out))
 
 
 if __name__ == "__main__":
