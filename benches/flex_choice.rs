@@ -61,6 +61,7 @@ fn report(choices: &[flexdraft::decode::Choice]) -> Vec<SequenceStep> {
         drafted: choice.draft,
         drafted_apart: choice.draft && choice.groups.is_empty(),
         committed: choice.verify_len.div_ceil(2) + 1,
+        compared: None,
     };
     choices.iter().enumerate().map(step).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! flexdraft-replay record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat] > recordings/PAIR.txt
-//! flexdraft-replay run [quick]
+//! flexdraft-replay run [quick] [WORD...]
 //! flexdraft-replay paired TARGET DRAFTER PROMPTS REPETITIONS [chat] [sampled]
 //! ```
 
@@ -21,8 +21,8 @@ use flexdraft_replay::record::{Settings, record};
 use flexdraft_replay::recording::Recording;
 use flexdraft_replay::report;
 
-const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]`, `run [quick]` or `paired TARGET \
-                     DRAFTER PROMPTS REPETITIONS [chat] [sampled]`";
+const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]`, `run [quick] [WORD...]` or \
+                     `paired TARGET DRAFTER PROMPTS REPETITIONS [chat] [sampled]`";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -71,6 +71,7 @@ fn paired(files: [&str; 3], repetitions: &str, more: &[&str]) -> Result<(), Box<
 
 fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     let quick = arguments.contains(&"quick");
+    let words: Vec<&str> = arguments.iter().copied().filter(|&word| word != "quick").collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let recording = |name: &str| -> Result<Recording, Box<dyn Error>> {
         Ok(Recording::parse(&fs::read_to_string(folder.join("recordings").join(name))?)?)
@@ -97,6 +98,10 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
                     );
                 }
                 for load in loads {
+                    let text = format!("{} {} {} {batch}", recording.pair, machine.name, load.name);
+                    if !words.iter().all(|word| text.contains(word)) {
+                        continue;
+                    }
                     let line = report::line(recording, machine, &load, 1, &|| {
                         Box::new(Flex::new(probed(machine, recording.block_size)))
                     });

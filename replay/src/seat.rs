@@ -19,6 +19,8 @@ pub struct Seat<'a> {
     pub(crate) at: usize,
     /// Whether the draft at `at` was made.
     pub(crate) drafted: bool,
+    /// The draft whose tokens from the place on were not verified and may still be right, if no draft is pending.
+    pub(crate) unverified: Option<(&'a Draft, usize)>,
     pub(crate) cached: usize,
     /// Tokens of the prompt that are still to be read.
     pub(crate) unread: usize,
@@ -34,7 +36,7 @@ impl<'a> Seat<'a> {
     pub(crate) fn begin(&mut self, recording: &'a Recording, context: usize) {
         self.place = self.random.below(recording.transcripts.len());
         self.transcript = &recording.transcripts[self.place];
-        (self.at, self.drafted) = (0, false);
+        (self.at, self.drafted, self.unverified) = (0, false, None);
         if self.wanted == usize::MAX {
             self.cached = context + self.random.below(LONGEST.saturating_sub(context).max(1));
         }

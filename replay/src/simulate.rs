@@ -2,7 +2,7 @@
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    BatchView, Choice, Confidence, Policy, SequenceStep, SequenceView, StepMode, StepView,
+    BatchView, Choice, ComparedToken, Confidence, Policy, SequenceStep, SequenceView, StepMode, StepView,
 };
 
 use crate::informed::Informed;
@@ -89,6 +89,7 @@ pub fn replay(
                 place: 0,
                 at,
                 drafted,
+                unverified: None,
                 cached,
                 unread,
                 wanted,
@@ -242,7 +243,15 @@ fn advance<'a>(
         _ => Some(StepMode::Mixed),
     };
     let committed = (accepted + 1).min(seat.wanted);
-    let report = SequenceStep { had_draft, ..report(index, mode, row, choice.draft, apart, committed) };
+    let compared = if reads > 0 { None } else { compared(seat, verified, accepted) };
+    let report =
+        SequenceStep { had_draft, compared, ..report(index, mode, row, choice.draft, apart, committed) };
+    seat.unverified = match (compared, seat.draft().or(seat.unverified.map(|(draft, _)| draft))) {
+        (Some(ComparedToken { slot, is_equal: true, .. }), Some(draft)) if !choice.draft => {
+            Some((draft, slot + 1))
+        }
+        _ => None,
+    };
     seat.unread = 0;
     seat.cached += if reads > 0 { reads } else { accepted + 1 };
     seat.at += if reads > 0 { 0 } else { accepted + 1 };
@@ -256,6 +265,17 @@ fn advance<'a>(
         seat.drafted = drafted;
     }
     (row, report)
+}
+
+/// Returns the comparison of the first draft token that was not verified with the step's bonus token, as the engine reports it.
+fn compared(seat: &Seat<'_>, verified: usize, accepted: usize) -> Option<ComparedToken> {
+    let (draft, slot) = match seat.draft() {
+        Some(draft) if accepted == verified => (draft, verified),
+        Some(_) => return None,
+        None => seat.unverified?,
+    };
+    let &confidence = draft.confidence.get(slot).filter(|_| seat.kind != Kind::MustDraft)?;
+    Some(ComparedToken { slot, confidence, is_equal: slot < draft.matches })
 }
 
 fn report(
@@ -277,5 +297,6 @@ fn report(
         drafted,
         drafted_apart: apart,
         committed,
+        compared: None,
     }
 }

@@ -138,6 +138,7 @@ impl<D: Device> Engine<D> {
             cached: 0,
             pages: Vec::new(),
             draft: None,
+            unverified: None,
             max_len,
         });
         Ok(id)
@@ -244,9 +245,10 @@ impl<D: Device> Engine<D> {
     fn sequence_step(&self, plan: &SequencePlan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
         let sequence = &self.scheduler.active()[plan.sequence];
         let drafted = outcome.draft.is_some();
+        let decoded = plan.work == Work::Decode && outcome.failure.is_none();
         SequenceStep {
             index: plan.sequence,
-            mode: (plan.work == Work::Decode && outcome.failure.is_none()).then(|| plan.mode()),
+            mode: decoded.then(|| plan.mode()),
             cached: sequence.cached,
             candidates: plan.rows(),
             groups: plan.groups.len(),
@@ -259,6 +261,7 @@ impl<D: Device> Engine<D> {
                 && sequence.block_size > 1
                 && !plan.groups.contains(&outcome.kept.saturating_sub(1)),
             committed: outcome.committed.len(),
+            compared: if decoded { sequence.compared(plan.verify_len, &outcome.committed) } else { None },
         }
     }
 }

@@ -27,6 +27,7 @@ mod scheduler;
 mod sequence;
 mod stats;
 mod step;
+mod unverified;
 
 pub use confidence::{Confidence, ConfidenceStrategy};
 pub use engine::Engine;
@@ -37,7 +38,9 @@ pub use hook::{HookError, LogitsHook, MaskProvider};
 pub use logprobs::TokenLogprobs;
 pub use lookup::PromptLookup;
 pub use options::EngineOptions;
-pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepTimes, StepView};
+pub use policy::{
+    BatchView, Choice, ComparedToken, Mode, Policy, SequenceStep, SequenceView, StepTimes, StepView,
+};
 pub use probe::{Probe, ProbeOptions, ProbedStep};
 pub use proposal::{MAX_PROPOSAL, Proposal, ProposalError, Proposer};
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};

@@ -59,8 +59,21 @@ pub struct BatchView<'a> {
     pub groups_allowed: bool,
 }
 
+/// A draft token that no step verified, compared with the token that the sequence committed at its position.
+///
+/// All earlier tokens of its draft were accepted, or equal the tokens that the sequence committed there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ComparedToken {
+    /// The place of the token in its draft, counted from 0.
+    pub slot: usize,
+    /// The drafter's confidence in the token.
+    pub confidence: f32,
+    /// Whether the token equals the committed token, so that a verification would have accepted it.
+    pub is_equal: bool,
+}
+
 /// The outcome of a step for one sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SequenceStep {
     /// Index of the sequence among [`BatchView::sequences`].
     pub index: usize,
@@ -84,6 +97,9 @@ pub struct SequenceStep {
     /// Number of accepted draft tokens, plus one for the bonus token if there is one, before the output was cut at its
     /// end.
     pub committed: usize,
+    /// The first draft token that no step verified, compared with the step's bonus token. `None` without such a token, for
+    /// tokens of a proposer, and if acceptance is no comparison of tokens (`rejection` and `block` above temperature 0).
+    pub compared: Option<ComparedToken>,
 }
 
 impl SequenceStep {

@@ -410,7 +410,8 @@ impl<B> Scheduler<B> {
         let sequence = &mut self.active[plan.sequence];
         sequence.cached += outcome.kept;
         if plan.draws() {
-            sequence.draft = outcome.draft;
+            let compared = sequence.compared(plan.verify_len, &outcome.committed);
+            sequence.replace_draft(outcome.draft, compared);
             if let Some(PendingDraft { certain: Some(certain), confidence, .. }) = &mut sequence.draft {
                 self.proposals.calibrate(certain, confidence);
             }

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 
 use super::hook::{LogitsHook, MaskProvider};
+use super::policy::ComparedToken;
 use super::proposal::Proposer;
 use super::proposal_confidence::CertainTokens;
 use super::record::Finish;
 use super::request::Request;
 use super::request_id::RequestId;
+use super::unverified::{UnverifiedTokens, compare};
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
 use crate::layout::Prediction;
@@ -71,6 +73,8 @@ pub(super) struct Sequence<B> {
     /// Ids of the cache pages, in order of position.
     pub(super) pages: Vec<u32>,
     pub(super) draft: Option<PendingDraft<B>>,
+    /// The rest of an earlier draft, if no draft is pending and the rest may still be right.
+    pub(super) unverified: Option<UnverifiedTokens>,
     /// The total length at which the request ends, including the prompt.
     pub(super) max_len: usize,
 }
@@ -136,6 +140,39 @@ impl<B> Sequence<B> {
     /// Returns whether verification compares the target's distribution with the drafter's.
     pub(super) fn compares_distributions(&self) -> bool {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
+    }
+
+    /// Returns the comparison of the first draft token that no step verified with the bonus token of a step. The step verified
+    /// `verify_len` draft tokens and commits `committed`.
+    pub(super) fn compared(&self, verify_len: usize, committed: &[u32]) -> Option<ComparedToken> {
+        if self.proposes || self.compares_distributions() {
+            return None;
+        }
+        let (&bonus, accepted) = committed.split_last()?;
+        match (&self.draft, &self.unverified) {
+            (Some(draft), _) if accepted.len() == verify_len => {
+                compare((&draft.tokens, &draft.confidence), verify_len, bonus)
+            }
+            (None, Some(rest)) => rest.compare(bonus),
+            _ => None,
+        }
+    }
+
+    /// Replaces the pending draft after a step with the comparison `compared`. Without a new draft, keeps the rest of the old
+    /// draft if all its tokens so far were right.
+    pub(super) fn replace_draft(&mut self, draft: Option<PendingDraft<B>>, compared: Option<ComparedToken>) {
+        let old = std::mem::replace(&mut self.draft, draft);
+        let rest = self.unverified.take();
+        let (Some(ComparedToken { slot, is_equal: true, .. }), None) = (compared, &self.draft) else {
+            return;
+        };
+        let slot = slot + 1;
+        self.unverified = match old {
+            Some(PendingDraft { tokens, confidence, .. }) => {
+                Some(UnverifiedTokens { tokens, confidence, slot })
+            }
+            None => rest.map(|rest| UnverifiedTokens { slot, ..rest }),
+        };
     }
 
     /// Returns the maximum number of tokens that the request may still commit.

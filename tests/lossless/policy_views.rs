@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
-    BatchView, Choice, Confidence, Flex, Mode, Policy, Record, Request, SequenceStep, StepView,
+    BatchView, BlockRecord, Choice, ComparedToken, Confidence, Flex, Mode, Policy, Record, Request,
+    SequenceStep, StepView,
 };
 use flexdraft::layout::GroupSet;
 use flexdraft::sampling::SamplingParams;
@@ -36,6 +37,84 @@ impl Policy for Spy {
     }
 }
 
+/// A policy that drafts in one step of six and verifies one token of every second draft. It stores the reports that it receives.
+struct Seldom {
+    step: usize,
+    steps: Steps,
+}
+
+impl Policy for Seldom {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        let draft = self.step.is_multiple_of(6);
+        let verify_len = self.step / 6 % 2;
+        self.step += 1;
+        let choice = |_| Choice { verify_len, groups: GroupSet::NONE, draft };
+        batch.sequences.iter().map(choice).collect()
+    }
+
+    fn observe(&mut self, step: &StepView<'_>) {
+        self.steps.lock().unwrap().push(step.sequences.to_vec());
+    }
+
+    fn name(&self) -> &'static str {
+        "seldom"
+    }
+}
+
+/// Returns the comparisons that each step after the prompt must report: of the draft tokens that no step verified with the
+/// tokens of the output.
+fn comparisons(records: &[Record]) -> Vec<Option<ComparedToken>> {
+    let mut pending: Option<(&BlockRecord, usize)> = None;
+    let mut found = Vec::new();
+    for record in records {
+        let next = match record {
+            Record::Prefill(next) => next,
+            Record::Step(step) => {
+                let rest = pending.take().filter(|_| step.accepted == step.verify_len);
+                let compared = rest.and_then(|(block, slot)| {
+                    let slot = slot + step.verify_len;
+                    let is_equal = *block.draft.get(slot)? == step.next.bonus;
+                    pending = is_equal.then_some((block, slot + 1));
+                    Some(ComparedToken { slot, confidence: block.confidence[slot], is_equal })
+                });
+                found.push(compared);
+                &step.next
+            }
+        };
+        if !next.draft.is_empty() {
+            pending = Some((next, 0));
+        }
+    }
+    found
+}
+
+#[test]
+fn draft_tokens_that_no_step_verified_are_compared_with_the_output() {
+    for (rule, temperature, compares) in
+        [(Rule::Rejection, 0.0, true), (Rule::Match, 1.0, true), (Rule::Rejection, 1.0, false)]
+    {
+        let (mut equal, mut different) = (0, 0);
+        for seed in 0..8 {
+            // With few tokens, even the drafts of a random model are sometimes right.
+            let spec = Spec { vocab: 4, gain: 0.5, seed, ..Spec::default() };
+            let steps = Steps::default();
+            let policy = Seldom { step: 0, steps: steps.clone() };
+            let request = Request { rule, ..request(3, temperature) };
+            let output = run(&mut engine(&spec, policy), vec![request]).remove(0);
+            let found: Vec<Option<ComparedToken>> =
+                steps.lock().unwrap().iter().flatten().skip(1).map(|step| step.compared).collect();
+            if !compares {
+                assert_eq!(found, vec![None; found.len()]);
+                continue;
+            }
+            assert_eq!(found, comparisons(&output.records));
+            equal += found.iter().flatten().filter(|compared| compared.is_equal).count();
+            different += found.iter().flatten().filter(|compared| !compared.is_equal).count();
+        }
+        assert!(!compares || equal > 0 && different > 0, "{equal} equal, {different} different");
+    }
+}
+
 fn request(prompt_len: usize, temperature: f32) -> Request {
     Request {
         record: true,
@@ -64,6 +143,7 @@ fn every_step_is_reported_as_it_happened() {
             drafted: draft,
             drafted_apart: draft,
             committed: 1,
+            compared: None,
         };
         let mut expected = vec![prompt];
         expected.extend(output.records.iter().filter_map(|record| match record {

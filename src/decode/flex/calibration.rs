@@ -120,6 +120,14 @@ impl ConfidenceCalibration {
             self.ranges[Self::range(confidence)].add(outcome - f64::from(confidence));
         }
     }
+
+    /// Learns from a draft token that no step verified, whether it equals the committed token at its position. Only the
+    /// correction of its range learns: the policy verifies nothing of the drafts that look worst, so these tokens say too
+    /// little good about other ranges and about slots.
+    pub(super) fn compare(&mut self, confidence: f32, is_equal: bool) {
+        let outcome = f64::from(u8::from(is_equal));
+        self.ranges[Self::range(confidence)].add(outcome - f64::from(confidence));
+    }
 }
 
 #[cfg(test)]
@@ -158,5 +166,14 @@ mod tests {
         learn(&mut calibration, 0.9, 90, 200);
         let chance = calibration.chance(1, 0.5);
         assert!((0.2..0.3).contains(&chance), "half of the confidence, not {chance}");
+    }
+
+    #[test]
+    fn tokens_that_were_not_verified_teach_their_range_alone() {
+        let mut calibration = ConfidenceCalibration::of_drafter();
+        let other = calibration.chance(0, 0.5);
+        (0..200).for_each(|index| calibration.compare(0.9, index % 10 != 0));
+        assert!((calibration.chance(0, 0.9) - 0.9).abs() < 0.02, "{}", calibration.chance(0, 0.9));
+        assert_eq!(calibration.chance(0, 0.5), other);
     }
 }

@@ -28,7 +28,7 @@ use self::settled::Settled;
 use self::trial::{Budget, Runs, StepSeconds};
 use self::value::Drafts;
 use super::explanation::{Alternative, ExplainedChoice, Explanation, Reason};
-use super::policy::{BatchView, Choice, Policy, SequenceView, StepTimes, StepView};
+use super::policy::{BatchView, Choice, ComparedToken, Policy, SequenceView, StepTimes, StepView};
 use crate::layout::GroupSet;
 
 /// Number of iterations that compute the first price of time, each from the best rate at the previous price.
@@ -234,12 +234,20 @@ impl Policy for Flex {
 
     fn observe(&mut self, step: &StepView<'_>) {
         let shape = StepShape::of(step);
-        let mut verified_drafts = false;
+        let mut learned = false;
         for sequence in step.sequences {
             let Some(last) = self.last.sequences.get(sequence.index) else { continue };
             let (verified, accepted) = (sequence.verified(), sequence.accepted());
-            verified_drafts |= verified > 0 && !last.confidence.is_empty();
-            self.calibrations[last.calibration].observe(&last.confidence, verified, accepted);
+            learned |= verified > 0 && !last.confidence.is_empty();
+            let calibration = &mut self.calibrations[last.calibration];
+            calibration.observe(&last.confidence, verified, accepted);
+            // If a part of the draft was verified, its acceptance says more about the tokens that are worth verifying.
+            if let Some(ComparedToken { confidence, is_equal, .. }) = sequence.compared
+                && verified == 0
+            {
+                calibration.compare(confidence, is_equal);
+                learned = true;
+            }
             if last.is_draft && !last.confidence.is_empty() {
                 let calibration = (&self.calibrations[..], last.calibration);
                 self.drafts.add(last.number, &last.confidence, calibration, self.last.sequences.len());
@@ -248,7 +256,7 @@ impl Policy for Flex {
                 self.row_prices.insert(last.number, self.last.row_price);
             }
         }
-        self.drafts.end_step(&self.calibrations, verified_drafts);
+        self.drafts.end_step(&self.calibrations, learned);
         let sequences = &self.last.sequences;
         if self.row_prices.len() > 2 * sequences.len() + 16 {
             let there: HashSet<u64> = sequences.iter().map(|last| last.number).collect();
