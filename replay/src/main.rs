@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! flexdraft-replay record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat] > recordings/PAIR.txt
-//! flexdraft-replay run [quick] [WORD...]
+//! flexdraft-replay run [quick] [seed=N] [WORD...]
 //! flexdraft-replay paired TARGET DRAFTER PROMPTS REPETITIONS [chat] [sampled]
 //! ```
 
@@ -21,7 +21,7 @@ use flexdraft_replay::record::{Settings, record};
 use flexdraft_replay::recording::Recording;
 use flexdraft_replay::report;
 
-const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]`, `run [quick] [WORD...]` or \
+const USAGE: &str = "expected `record PAIR TARGET DRAFTER PROMPTS COUNT TOKENS [chat]`, `run [quick] [seed=N] [WORD...]` or \
                      `paired TARGET DRAFTER PROMPTS REPETITIONS [chat] [sampled]`";
 
 fn main() -> ExitCode {
@@ -71,7 +71,15 @@ fn paired(files: [&str; 3], repetitions: &str, more: &[&str]) -> Result<(), Box<
 
 fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
     let quick = arguments.contains(&"quick");
-    let words: Vec<&str> = arguments.iter().copied().filter(|&word| word != "quick").collect();
+    let (mut seed, mut words) = (1, Vec::new());
+    for &word in arguments.iter().filter(|&&word| word != "quick") {
+        match word.strip_prefix("seed=") {
+            Some(number) => {
+                seed = number.parse().map_err(|error| format!("{word}: expected a whole number ({error})"))?
+            }
+            None => words.push(word),
+        }
+    }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let recording = |name: &str| -> Result<Recording, Box<dyn Error>> {
         Ok(Recording::parse(&fs::read_to_string(folder.join("recordings").join(name))?)?)
@@ -102,7 +110,7 @@ fn run(arguments: &[&str]) -> Result<(), Box<dyn Error>> {
                     if !words.iter().all(|word| text.contains(word)) {
                         continue;
                     }
-                    let line = report::line(recording, machine, &load, 1, &|| {
+                    let line = report::line(recording, machine, &load, seed, &|| {
                         Box::new(Flex::new(probed(machine, recording.block_size)))
                     });
                     println!("{}", report::text(&line));
